@@ -1,0 +1,49 @@
+"""Writing without leaving halves: under a temporary name beside the target, renamed when complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tubelens.errors import OutputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`, with its suffix; it takes the target's place if the block succeeds.
+
+    Missing parent folders are made. On any error the temporary is removed and an earlier target stays.
+
+    Args:
+        path: the target.
+        folder: the target is a folder; the temporary one exists already, and is empty.
+
+    Raises:
+        OutputError: the block, or the renaming, failed with an OSError (disk full, no permission, ...).
+    """
+    target = Path(path)
+    made: Path | None = None
+    try:
+        if target.is_dir() != folder and target.exists():
+            kind = "a folder" if target.is_dir() else "a file"
+            raise OutputError(f"{target}: cannot write here: {kind} of that name is in the way")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}-", dir=target.parent))
+        made = room
+        temporary = room / target.name
+        if folder:
+            temporary.mkdir()
+        yield temporary
+        if folder and target.exists():
+            os.replace(target, room / "earlier")
+        os.replace(temporary, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)

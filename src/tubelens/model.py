@@ -1,0 +1,217 @@
+"""What is explained: a scorer (any callable), or a torch model whose layers can be read.
+
+`TorchModel` is final. A new family of networks is a recipe that fills its fields (see `tubelens.zoo`), never
+a subclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tubelens.clip import READERS, Clip
+from tubelens.errors import InputError, LayerError, OptionError, ScoreError, nearest
+from tubelens.layout import Layout
+from tubelens.target import ScoreKind
+
+
+class Scorer(Protocol):
+    """A black box: clips in [0, 1], before normalisation, to scores."""
+
+    output: ScoreKind
+
+    def __call__(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        """Scores of a batch of clips."""
+        ...
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network was trained on, and so how a video becomes its clip.
+
+    Attributes:
+        frames: clip length.
+        size: height and width of the centre crop.
+        resize: the short side in pixels, or height and width, before the crop; None: the short side just
+            covers the crop.
+        stride: frames from one sampled frame to the next in training, used by dense sampling.
+        rate: frames a second of training; where given, dense sampling takes the stride that comes nearest to
+            it on each video, instead of `stride`.
+        bands: what the channels are.
+        antialias: whether resizing filters before it shrinks.
+    """
+
+    frames: int = 16
+    size: tuple[int, int] = (112, 112)
+    resize: int | tuple[int, int] | None = None
+    stride: int = 1
+    rate: float | None = None
+    bands: tuple[str, ...] = ("R", "G", "B")
+    antialias: bool = True
+
+    def stride_at(self, fps: float) -> int:
+        """The training stride on a video of `fps` frames a second, at least 1."""
+        return self.stride if self.rate is None else max(1, round(fps / self.rate))
+
+
+@dataclass(frozen=True, eq=False)
+class TorchModel:
+    """A torch network and the few facts that the methods need.
+
+    Attributes:
+        module: the network; never changed.
+        pack: canonical clips `(b, c, t, h, w)` in [0, 1] to whatever the network eats; differentiable, a
+            fresh object each call.
+        unpack: scores `(b, k)` out of whatever the network returns.
+        spec: what it was trained on.
+        output: whether the scores are logits, softmax probabilities or sigmoids.
+        labels: names of the classes.
+        layer: the layer to explain; None: the last one whose output still has time and space.
+        layouts: layouts declared for layers, by name; found by following the forward where absent.
+        find: a submodule by name; by default `module.get_submodule`.
+        name, weights: what it is called and where its weights came from, for the record.
+    """
+
+    module: nn.Module
+    pack: Callable[[Tensor], Any]
+    unpack: Callable[[Any], Tensor] = field(default=lambda out: out)
+    spec: InputSpec = InputSpec()
+    output: ScoreKind = "logits"
+    labels: Sequence[str] | None = None
+    layer: str | None = None
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    find: Callable[[str], nn.Module] | None = None
+    name: str = "model"
+    weights: str = "as given"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; the CPU where it has none."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def __call__(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        """Scores of a batch, in inference mode, without a graph.
+
+        Raises:
+            ScoreError: NaN or infinity.
+            InputError: the network does not take clips of this size.
+        """
+        with untouched(self.module), torch.no_grad():
+            return checked(self.run(clips), self.name)
+
+    def run(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        """One forward as the caller's context has set it up; shapes are checked, values are not."""
+        packed = self.pack(clips.to(self.device))
+        try:
+            scores = self.unpack(self.module(packed))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+            shape = "x".join(map(str, clips.shape))
+            raise InputError(f"{self.name} does not accept a clip batch of {shape}: {reason}") from error
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != clips.shape[0]:
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(
+                f"{self.name} must return scores of shape ({clips.shape[0]}, classes), got {got}: "
+                "give an `unpack` that takes them out"
+            )
+        return scores
+
+    def submodule(self, layer: str) -> nn.Module:
+        """A layer by name.
+
+        Raises:
+            LayerError: no such layer; the nearest names are offered.
+        """
+        try:
+            found = self.find(layer) if self.find else self.module.get_submodule(layer)
+        except (AttributeError, KeyError, ValueError):
+            found = None
+        if found is None or not layer:
+            names = [name for name, _ in self.module.named_modules() if name]
+            raise LayerError(f"{self.name} has no layer {layer!r}{nearest(layer, names)}")
+        return found
+
+    def read(self, path: str | PathLike[str], sampling: str = "uniform", **options: Any) -> Clip:
+        """The clip of a video as the recipe makes it: its own frames, resize and crop.
+
+        Args:
+            path: a video file or a folder of frames.
+            sampling: `uniform`, `dense`, `segments` or `random`.
+            options: `start` (seconds), `stride`, `frames`, `seed`, `pad`, in place of the recipe's.
+        """
+        clip: Clip = self._reader("clip")(path, self.spec, sampling, **options)
+        return clip
+
+    def windows(self, path: str | PathLike[str], **options: Any) -> Any:
+        """The whole video as overlapping clips, streamed; `tubelens.explain` takes it in place of a clip."""
+        return self._reader("windows")(path, self.spec, **options)
+
+    @staticmethod
+    def _reader(kind: str) -> Callable[..., Any]:
+        if kind not in READERS:
+            raise OptionError("reading video needs `import tubelens`, which registers the readers")
+        return READERS[kind]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on an accelerator or on the CPU (a plain RuntimeError there)."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def checked(scores: Float[Tensor, "b k"], name: str) -> Float[Tensor, "b k"]:
+    """The scores, if they are all finite.
+
+    Raises:
+        ScoreError: naming the clips of the batch that are not.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        bad = (~torch.isfinite(scores)).any(dim=1).nonzero().flatten().tolist()
+        raise ScoreError(
+            f"{name} returned NaN or infinity for clip {', '.join(map(str, bad))} of a batch of"
+            f" {scores.shape[0]}: check its weights and the normalisation of its input"
+        )
+    return scores
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Inference mode for the time of the block; then mode, buffers and random state as they were.
+
+    Flags are set directly, because a network may override `train()`. A buffer that the forward changed is
+    written back: rebound where it was replaced, copied where it was written in place.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    buffers = [
+        (m, key, value, value._version, value.clone())
+        for m in module.modules()
+        for key, value in m._buffers.items()
+        if value is not None
+    ]
+    cpu = torch.get_rng_state()
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        for m, _ in modes:
+            m.training = False
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for m, key, value, version, copy in buffers:
+            if m._buffers.get(key) is not value:
+                m._buffers[key] = value
+            if value._version != version:
+                with torch.no_grad():
+                    value.copy_(copy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
