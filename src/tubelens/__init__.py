@@ -1,0 +1,56 @@
+"""Tubelens shows where and when a video classifier looked, and measures whether that was why.
+
+import tubelens as tl
+
+model = tl.load_model("r3d_18", weights="KINETICS400_V1")
+clip = model.read("surf.mp4")
+why = tl.explain(model, clip, method="tubes", target="surfing water")
+why.save("why.mp4")
+"""
+
+from tubelens import render, store, video
+from tubelens.api import explain, load_model, predict, wrap
+from tubelens.capture import layers
+from tubelens.clip import Clip, Source
+from tubelens.errors import TubelensError
+from tubelens.explanation import Explanation, Provenance
+from tubelens.layout import Grid, Layout
+from tubelens.methods.select import AtLeast, Soft, Strongest
+from tubelens.methods.tubes import Tubes
+from tubelens.model import InputSpec, Scorer, TorchModel
+from tubelens.store import load_explanation
+from tubelens.target import Contrast, Logit, Prob, Target
+from tubelens.video import read_clip
+
+__all__ = [
+    "AtLeast",
+    "Clip",
+    "Contrast",
+    "Explanation",
+    "Grid",
+    "InputSpec",
+    "Layout",
+    "Logit",
+    "Prob",
+    "Provenance",
+    "Scorer",
+    "Soft",
+    "Source",
+    "Strongest",
+    "Target",
+    "TorchModel",
+    "TubelensError",
+    "Tubes",
+    "draw",
+    "explain",
+    "layers",
+    "load_explanation",
+    "load_model",
+    "predict",
+    "read_clip",
+    "wrap",
+]
+
+draw = render.draw
+__version__ = "0.1.0"
+del store, video

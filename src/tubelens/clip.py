@@ -150,7 +150,10 @@ class Clip:
 class Plan(Protocol):
     """Chooses frames of a video of `n` frames; index -1 stands for a black frame."""
 
-    frames: int
+    @property
+    def frames(self) -> int:
+        """Length of the clip."""
+        ...
 
     def pick(self, n: int) -> list[int]:
         """One source index a clip frame."""

@@ -127,7 +127,8 @@ class Explanation:
         if len(self.parts) == 1:
             part = self.parts[0]
             return resample(part.values, self._indices(part, places, align), order)
-        return torch.stack(list(self._stream(*places, order=order, align=align)))
+        tau, y, x = places
+        return torch.stack(list(self._stream(tau, y, x, order, align)))
 
     def at(
         self, times: Sequence[float], size: tuple[int, int], order: int = 3
@@ -166,7 +167,9 @@ class Explanation:
         suffix = path.suffix.lower()
         if suffix not in WRITERS:
             known = ", ".join(sorted(s for s in WRITERS if s))
-            raise OptionError(f"{path}: cannot write {suffix!r}: use one of {known}, or no suffix for a folder")
+            raise OptionError(
+                f"{path}: cannot write {suffix!r}: use one of {known}, or no suffix for a folder"
+            )
         return WRITERS[suffix](self, path, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:

@@ -106,8 +106,13 @@ class TorchModel:
         with untouched(self.module), torch.no_grad():
             return checked(self.run(clips), self.name)
 
-    def run(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
-        """One forward as the caller's context has set it up; shapes are checked, values are not."""
+    def run(self, clips: Float[Tensor, "b c t h w"], copies: int = 1) -> Float[Tensor, "_ k"]:
+        """One forward as the caller's context has set it up; shapes are checked, values are not.
+
+        Args:
+            clips: a batch.
+            copies: scores expected for each clip: more than one where a hook widens the batch on the way.
+        """
         packed = self.pack(clips.to(self.device))
         try:
             scores = self.unpack(self.module(packed))
@@ -117,10 +122,10 @@ class TorchModel:
             reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
             shape = "x".join(map(str, clips.shape))
             raise InputError(f"{self.name} does not accept a clip batch of {shape}: {reason}") from error
-        if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != clips.shape[0]:
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != copies * clips.shape[0]:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InputError(
-                f"{self.name} must return scores of shape ({clips.shape[0]}, classes), got {got}: "
+                f"{self.name} must return scores of shape ({copies * clips.shape[0]}, classes), got {got}: "
                 "give an `unpack` that takes them out"
             )
         return scores

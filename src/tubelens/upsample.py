@@ -26,7 +26,7 @@ Align = Literal["centres", "endpoints"]
 Order = Literal[0, 1, 3]
 
 
-def fractional_index(places: Sequence[float], centres: Sequence[float]) -> Float64[np.ndarray, "m"]:
+def fractional_index(places: Sequence[float] | np.ndarray, centres: Sequence[float]) -> Float64[np.ndarray, "m"]:
     """Where `places` fall among samples at `centres` (increasing or decreasing), in sample numbers.
 
     Beyond the outermost centres the result is held at 0 or n-1.
@@ -38,7 +38,7 @@ def fractional_index(places: Sequence[float], centres: Sequence[float]) -> Float
         c, index = c[::-1], index[::-1]
     if np.any(np.diff(c) <= 0):
         raise OptionError(f"cell centres must be strictly monotonic, got {list(centres)}")
-    return np.interp(p, c, index)
+    return np.asarray(np.interp(p, c, index))
 
 
 def endpoint_index(size: int, n: int) -> Float64[np.ndarray, "size"]:
@@ -60,7 +60,8 @@ def spline_matrix(index: Float64[np.ndarray, "m"], n: int, order: int = 3) -> Fl
     if n == 1:
         return np.ones((m, 1))
     if order == 0:
-        return np.eye(n)[np.clip(np.floor(index + 0.5).astype(int), 0, n - 1)]
+        nearest: np.ndarray = np.eye(n)[np.clip(np.floor(index + 0.5).astype(int), 0, n - 1)]
+        return nearest
     support = 1 if order == 1 else 2
     base = np.floor(index).astype(int)
     basis = np.zeros((m, n))
@@ -72,7 +73,8 @@ def spline_matrix(index: Float64[np.ndarray, "m"], n: int, order: int = 3) -> Fl
 
 
 def _hat(x: np.ndarray) -> np.ndarray:
-    return np.maximum(0.0, 1.0 - np.abs(x))
+    hat: np.ndarray = np.maximum(0.0, 1.0 - np.abs(x))
+    return hat
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -80,7 +82,8 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     a = np.abs(x)
     inner = 2 / 3 - a**2 + a**3 / 2
     outer = np.maximum(0.0, 2 - a) ** 3 / 6
-    return np.where(a < 1, inner, outer)
+    spline: np.ndarray = np.where(a < 1, inner, outer)
+    return spline
 
 
 def _mirror(i: np.ndarray, n: int) -> np.ndarray:
@@ -124,5 +127,6 @@ def resample(
     Time is interpolated first: it usually grows least, so the two larger products stay small.
     """
     t, h, w = matrices(grid, indices, order)
-    frames = (t @ grid.flatten(1)).unflatten(1, grid.shape[1:])  # (T, h, w)
-    return h @ (frames @ w.T)  # (T, h, W), then (T, H, W)
+    frames = (t @ grid.flatten(1)).view(-1, *grid.shape[1:])  # (T, h, w)
+    tube: Tensor = h @ (frames @ w.T)  # (T, h, W), then (T, H, W)
+    return tube

@@ -1,0 +1,11 @@
+"""Drawing explanations: overlays on the source's frames, videos, contact sheets, notebook output.
+
+Importing this package fills `tubelens.explanation.WRITERS` and `REPRS`.
+"""
+
+from tubelens.render.compose import STYLES, frames
+from tubelens.render.export import draw
+from tubelens.render.notebook import html
+from tubelens.render.sheet import figure
+
+__all__ = ["STYLES", "draw", "figure", "frames", "html"]

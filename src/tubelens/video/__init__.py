@@ -1,0 +1,33 @@
+"""Reading and writing video: files, folders of frames, GIFs and arrays.
+
+`open_video` gives frames, `read_clip` a clip, `read_windows` a whole video as clips; the sinks write.
+"""
+
+from tubelens.clip import READERS
+from tubelens.video.extract import extract_frames
+from tubelens.video.file import FileFrames
+from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.images import FolderFrames
+from tubelens.video.read import read_clip, read_spec
+from tubelens.video.sinks import FolderSink, GifSink, VideoSink, write_png
+from tubelens.video.windows import ClipWindows, read_windows
+
+READERS["clip"] = read_spec
+READERS["windows"] = read_windows
+
+__all__ = [
+    "ArrayFrames",
+    "ClipWindows",
+    "FileFrames",
+    "FolderFrames",
+    "FolderSink",
+    "Frames",
+    "GifSink",
+    "VideoSink",
+    "extract_frames",
+    "open_video",
+    "read_clip",
+    "read_spec",
+    "read_windows",
+    "write_png",
+]

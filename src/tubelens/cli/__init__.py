@@ -1,0 +1,125 @@
+"""The command line: `tubelens VERB ...`. Errors are one line; 0 done, 1 the work failed, 2 bad usage or input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import tyro
+
+from tubelens.cli import explain, inspect
+from tubelens.cli.demo import Demo
+from tubelens.errors import OptionError, TubelensError, nearest
+from tubelens.model import is_out_of_memory
+
+VERBS: dict[str, type[Any]] = {
+    "demo": Demo,
+    "predict": inspect.Predict,
+    "explain": explain.Explain,
+    "frames": inspect.Frames,
+    "layers": inspect.Layers,
+    "models": inspect.Models,
+    "methods": inspect.Methods,
+}
+
+USAGE = """usage: tubelens VERB [options]
+
+Shows where and when a video classifier looked.
+
+{verbs}
+
+`tubelens VERB --help` tells the options of a verb, with an example. `--version` tells the version.
+Exit codes: 0 done, 1 the work failed, 2 bad usage or input. `--debug` shows the traceback of an error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; the console script exits with it."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    if not debug:
+        warnings.simplefilter("ignore")  # what a library warns of is not the user's to mend
+    try:
+        command = parse(args)
+        return 0 if command is None else int(command.run() or 0)
+    except TubelensError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"tubelens: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("tubelens: interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        first = " ".join(str(error).split())[:300]
+        if is_out_of_memory(error):
+            print(
+                f"tubelens: out of memory: use fewer --frames, or another --device ({first})", file=sys.stderr
+            )
+        else:
+            print(
+                f"tubelens: unexpected {type(error).__name__}: {first} (--debug shows the traceback)",
+                file=sys.stderr,
+            )
+        return 1
+
+
+def parse(args: list[str]) -> Any:
+    """The command, ready to run; None where help was asked for and given.
+
+    Raises:
+        OptionError: in one line, with the nearest verb or option.
+    """
+    if not args or args[0] in ("-h", "--help", "help"):
+        width = max(map(len, VERBS))
+        lines = (f"  {verb:{width}}  {(make.__doc__ or '').splitlines()[0]}" for verb, make in VERBS.items())
+        print(USAGE.format(verbs="\n".join(lines)))
+        return None
+    if args[0] == "--version":
+        from tubelens import __version__
+
+        print(f"tubelens {__version__}")
+        return None
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        raise OptionError(f"unknown verb {verb!r}{nearest(verb, VERBS)}: one of {', '.join(VERBS)}")
+    make = VERBS[verb]
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(make)} | {"--help", "-h"}
+    for arg in rest:
+        option = arg.partition("=")[0]
+        if option.startswith("--") and option.replace("_", "-") not in known:
+            raise OptionError(f"{verb} has no option {option}{nearest(option, sorted(known))}")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(make, args=rest, prog=f"tubelens {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return None
+        raise OptionError(f"{verb}: {_one_line(complaint.getvalue())}") from stop
+
+
+def _one_line(box: str) -> str:
+    """The message inside a box drawn on the terminal, without frame, colours and the pointer to the help."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row.strip(" │╭╮╰╯─") for row in text.splitlines()]
+    rows = [row for row in rows[1:] if row and not row.startswith("For full helptext")]
+    return " ".join(rows) + " (`--help` tells the options)"
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())

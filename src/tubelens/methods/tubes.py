@@ -1,0 +1,157 @@
+"""Saliency Tubes (Stergiou et al., "Saliency Tubes: Visual Explanations for Spatio-Temporal Convolutions",
+ICIP 2019), generalised to every head that is affine in the layer's activations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelens.capture import Capture, capturing, vjp
+from tubelens.clip import Clip
+from tubelens.errors import HeadError
+from tubelens.explanation import Explanation
+from tubelens.methods.record import Recorder
+from tubelens.methods.select import Selection
+from tubelens.model import TorchModel
+from tubelens.target import Target
+from tubelens.upsample import Align
+
+AFFINE_TOLERANCE = 1e-3  # of the gradient's norm; heads that are not affine differ by tenths and more
+
+
+@dataclass(frozen=True)
+class Tubes:
+    """Class weight times activation, summed over the features of the last layer.
+
+    With `A_k(t,h,w)` feature k at the layer and `g_k` the gradient of the target there, a cell's contribution
+    is `sum_k g_k A_k`. Where the head is affine from the layer on, `g` does not depend on the clip, and the
+    contributions of all cells plus the head's constant *are* the target: the map is the decision, split over
+    time and space, and not an estimate of it. For global average pooling and a linear head it is
+    `w_ck A_k / (T'H'W')`, the published map (eq. 1) up to its scale. Whether the head is affine is tested on
+    the network itself: the gradient at random activations must equal the gradient at the clip's.
+
+    The map is signed and unnormalised; positive cells speak for the target. No ReLU, no bias.
+
+    Attributes:
+        layer: name; None: the model's default.
+        select: which features count (`Strongest`, `AtLeast`, `Soft`); None: all, and only then do the
+            contributions add up to the target.
+        parity: `"paper"`: the published scale (times the number of cells) and alignment (the grid stretched
+            from corner to corner).
+    """
+
+    needs_probe: ClassVar[bool] = True
+
+    layer: str | None = None
+    select: Selection | None = None
+    parity: Literal["paper"] | None = None
+
+    def __call__(self, model: TorchModel, clip: Clip, targets: Sequence[Target]) -> list[Explanation]:
+        """One explanation a target, from one forward and one batched pass back through the head.
+
+        Raises:
+            HeadError: the head is not affine from the layer on.
+            LayerError, ScoreError: see `tubelens.capture`.
+        """
+        start = time.perf_counter()
+        with capturing(model, clip.pixels[None], self.layer, probe=True) as capture:
+            return self.from_capture(capture, clip, targets, start)
+
+    def from_capture(
+        self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
+    ) -> list[Explanation]:
+        """The same from a capture (made with `probe=True`) that other methods share."""
+        start = time.perf_counter() if start is None else start
+        gradients, constants, error = affine_head(capture, targets)
+        activations = capture.activations[0]
+        grids = self._maps(gradients[:, 0], activations)
+        values = capture.values(targets).detach()[:, 0].tolist()
+        note = Recorder(self, capture)
+        align: Align = "endpoints" if self.parity == "paper" else "centres"
+        seconds = time.perf_counter() - start
+        return [
+            Explanation(
+                (capture.grid(grid),),
+                clip.size,
+                clip.source,
+                target,
+                note(target, value, seconds, {"constant": constant, "completeness_error": float(error)}),
+                align,
+            )
+            for grid, target, value, constant in zip(grids, targets, values, constants.tolist(), strict=True)
+        ]
+
+    def features(self, model: TorchModel, clip: Clip, target: Target) -> Float[Tensor, "c t h w"]:
+        """The terms `z_k = g_k A_k` of every feature; their sum over k is the map's grid.
+
+        With `parity="paper"` on a pooled linear head these are the published `z_ij = w_ij A_j`.
+        """
+        with capturing(model, clip.pixels[None], self.layer, probe=True) as capture:
+            gradients, _, _ = affine_head(capture, [target])
+            return self._terms(gradients[0, 0], capture.activations[0])
+
+    def _terms(
+        self, gradient: Float[Tensor, "c t h w"], activations: Float[Tensor, "c t h w"]
+    ) -> Float[Tensor, "c t h w"]:
+        terms = gradient * activations
+        if self.select is not None:
+            weights = gradient.sum(dim=(1, 2, 3))
+            kept = self.select(weights, activations.mean(dim=(1, 2, 3)))
+            terms = terms * kept[:, None, None, None]
+        return terms * activations[0].numel() if self.parity == "paper" else terms
+
+    def _maps(
+        self, gradients: Float[Tensor, "n c t h w"], activations: Float[Tensor, "c t h w"]
+    ) -> Float[Tensor, "n t h w"]:
+        if self.select is not None:
+            return torch.stack([self._terms(g, activations).sum(dim=0) for g in gradients])
+        maps = torch.einsum("ncthw,cthw->nthw", gradients, activations)
+        return maps * activations[0].numel() if self.parity == "paper" else maps
+
+
+def affine_head(
+    capture: Capture, targets: Sequence[Target]
+) -> tuple[Float[Tensor, "n b c t h w"], Float[Tensor, "n"], Float[Tensor, ""]]:
+    """Gradients of an affine head, its constants, and how exactly gradient x activation + constant = target.
+
+    The head is affine if its gradient is the same at the clip's activations and at random ones. All targets
+    are tested at once, by a random combination of them: it differs unless (with probability one) none does.
+    Comparing `W mean(A) + b` with the logit instead would prove nothing, because biases dominate it.
+
+    Returns:
+        Gradients as grids, one constant a target, and the largest error of the sum over the targets, as a
+        share of the largest |target - constant|.
+
+    Raises:
+        HeadError: the gradients differ.
+    """
+    gradients = capture.gradients(targets)
+    assert capture.probe is not None, "capture with probe=True"
+    assert capture.probe_scores is not None
+    model = capture.model
+    generator = torch.Generator().manual_seed(len(targets))
+    mix = torch.randn(len(targets), generator=generator).to(gradients)
+    at_probe = torch.stack([t(capture.probe_scores, model.output) for t in targets])  # (n, b)
+    (mixed,) = vjp((mix @ at_probe).sum()[None], capture.probe)
+    mixed = capture.layout.to_grid(mixed)
+    expected = torch.einsum("n,nbcthw->bcthw", mix, gradients)
+    difference = float((mixed - expected).norm() / expected.norm())
+    if not difference <= AFFINE_TOLERANCE:
+        raise HeadError(
+            f"tubes need a head that is affine from layer {capture.layer!r} on, and that of {model.name} is"
+            f" not (its gradient changes by {difference:.0%} with the activations): choose the layer that the"
+            " pooling reads (`tubelens layers`), or a method without this need: gradcam, layercam, rise"
+        )
+    probe = capture.layout.to_grid(capture.probe.detach())
+    constants = (at_probe.detach() - torch.einsum("nbcthw,bcthw->nb", gradients, probe))[:, 0]
+    sums = torch.einsum("nbcthw,bcthw->nb", gradients, capture.activations)[:, 0]
+    values = capture.values(targets).detach()[:, 0]
+    error = (sums + constants - values).abs().max() / (values - constants).abs().max().clamp_min(1e-12)
+    return gradients, constants, error

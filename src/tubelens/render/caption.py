@@ -1,0 +1,269 @@
+"""Words and the heat-over-time strip, drawn inside a frame at its bottom.
+
+    ┌────────────────────────────┐
+    │          picture           │
+    │ surfing water p=0.62 0.48 s│   bar: the target, its probability, the predicted class, the time
+    │▂▃▅▇▇▆▄▃|▂▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁│   strip: mean heat of every frame, and a play-head
+    └────────────────────────────┘
+
+Sizes follow the frame's height. What does not fit is left out, least important first; a frame too small for
+legible letters gets none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+
+from tubelens.explanation import Explanation
+from tubelens.render.colour import Lut, line_width
+
+SMALLEST = 8
+"""Pixels of the smallest letters that can be read."""
+_WHITE, _GREY = (255, 255, 255, 255), (205, 205, 205, 255)
+_BAR = (0, 0, 0, 150)
+
+Run = tuple[str, bool, tuple[int, int, int, int]]
+"""Text, bold, colour."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a column says about itself.
+
+    Attributes:
+        label: the target.
+        prob: probability of its class; None: not shown.
+        predicted: the strongest class and its probability where that is another one.
+        top: the target is the strongest class.
+    """
+
+    label: str
+    prob: float | None = None
+    predicted: tuple[str, float] | None = None
+    top: bool = False
+
+    @property
+    def value(self) -> str:
+        """`p=0.62`, or nothing."""
+        return "" if self.prob is None or not isfinite(self.prob) else probability(self.prob)
+
+    @property
+    def other(self) -> str:
+        """The predicted class, or a word that it is this one; may be empty."""
+        if self.predicted is not None:
+            return f"predicted: {self.predicted[0]} {probability(self.predicted[1])}"
+        return "predicted" if self.top else ""
+
+    @property
+    def line(self) -> str:
+        """All of it: `surfing water  p=0.62 · predicted: kayaking p=0.31`."""
+        words = f"{self.label}  {self.value}".rstrip()
+        return f"{words} · {self.other}" if self.other else words
+
+
+def caption_of(explanation: Explanation) -> Caption:
+    """The caption of an explanation, from its provenance."""
+    p = explanation.provenance
+    label = " ".join(p.label.split())
+    first = p.predicted[0] if p.predicted else None
+    top = first is not None and " ".join(first[0].split()) == label
+    return Caption(label, p.prob, None if top else first, top)
+
+
+def probability(p: float) -> str:
+    """`p=0.62`; never a rounded 0 or 1 that it is not."""
+    if 0 < p < 0.005:
+        return "p<0.01"
+    if 0.995 <= p < 1:
+        return "p>0.99"
+    return f"p={p:.2f}"
+
+
+def clock(seconds: float) -> str:
+    """`0.48 s`, from a minute on `1:05.20`."""
+    if abs(seconds) < 59.995:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(abs(seconds) * 100), 6000)
+    return f"{'-' if seconds < 0 else ''}{minutes}:{rest / 100:05.2f}"
+
+
+# ── the bar ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_bar(
+    frame: np.ndarray, caption: Caption, seconds: float, last: float | None = None, bottom: int = 0
+) -> int:
+    """Draw the caption on a half-transparent bar, in place.
+
+    Args:
+        frame: `(h, w, 3)` RGB or `(h, w, 4)` RGBA, uint8.
+        caption: what it says.
+        seconds: the time shown at the right.
+        last: the latest time that will be shown; with it the arrangement is the same on all frames.
+        bottom: rows at the foot of the frame that are taken (the strip).
+
+    Returns:
+        Rows that the bar took; 0 where no legible text fits.
+    """
+    h, w, _ = frame.shape
+    found = _arranged(caption, clock(seconds if last is None else last), w, h)
+    if found is None:
+        return 0
+    size, lines, timed = found
+    pad, step = _pad(size), _step(size)
+    rows = step * len(lines) + pad
+    top = h - bottom - rows
+    overlay = Image.new("RGBA", (w, rows), _BAR)
+    pen = ImageDraw.Draw(overlay)
+    for number, runs in enumerate(lines):
+        base = pad // 2 + number * step + size
+        x = float(pad)
+        for text, bold, colour in runs:
+            pen.text((x, base), text, font=_font(size, bold), fill=colour, anchor="ls")
+            x += _font(size, bold).getlength(text)
+    if timed:
+        pen.text((w - pad, pad // 2 + size), clock(seconds), font=_font(size, False), fill=_GREY, anchor="rs")
+    _lay(frame, overlay, top)
+    return rows
+
+
+def _pad(size: int) -> int:
+    return max(3, round(size * 0.5))
+
+
+def _step(size: int) -> int:
+    return round(size * 1.35)
+
+
+@lru_cache(maxsize=64)
+def _arranged(
+    caption: Caption, time: str, width: int, height: int
+) -> tuple[int, list[list[Run]], bool] | None:
+    """Font size, lines, and whether the time is shown: the fullest form that fits; None if none is legible."""
+    full = max(SMALLEST, round(6 + 0.028 * height))
+    small = max(SMALLEST, round(full * 0.85))
+    for size, two, other, value, right, least in _forms(full, small, time, bool(caption.other)):
+        rows = 2 if two else 1
+        if _step(size) * rows + _pad(size) > 0.25 * height:
+            continue
+        font, bold = _font(size, False), _font(size, True)
+        room = width - 2 * _pad(size)
+        after = f"  {caption.value}" if value and caption.value else ""
+        tail = f" · {caption.other}" if other and caption.other and not two else ""
+        gap = font.getlength("   " + right) if right else 0.0
+        space = room - gap - font.getlength(after) - font.getlength(tail)
+        label = _shortened(caption.label, bold, space, least)
+        second = _shortened(caption.other, font, room, 16) if two else ""
+        if label is None or second is None:
+            continue
+        lines: list[list[Run]] = [[(label, True, _WHITE), (after, False, _WHITE), (tail, False, _GREY)]]
+        if two:
+            lines.append([(second, False, _GREY)])
+        return size, lines, bool(right)
+    return None
+
+
+def _forms(
+    full: int, small: int, time: str, other: bool
+) -> Iterator[tuple[int, bool, bool, bool, str, int | None]]:
+    """Ways to say it, fullest first: size, two lines, predicted, value, time, letters that may remain of the
+    label (None: all of them).
+    """
+    for size in (full, small):
+        yield size, False, True, True, time, None
+    if other:
+        for least in (None, 8):
+            for size in (full, small, SMALLEST):
+                yield size, True, True, True, time, least
+    for right, value in ((time, True), ("", True)):
+        for size in (full, small, SMALLEST):
+            yield size, False, False, value, right, None
+    yield SMALLEST, False, False, True, "", 6
+    yield SMALLEST, False, False, False, "", 4
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float, least: int | None) -> str | None:
+    """The text, cut with an ellipsis to `room` pixels but not below `least` letters; None if it cannot be."""
+    if font.getlength(text) <= room:
+        return text
+    if least is None:
+        return None
+    for letters in range(len(text) - 1, least - 1, -1):
+        cut = text[:letters].rstrip() + "…"
+        if font.getlength(cut) <= room:
+            return cut
+    return None
+
+
+@lru_cache(maxsize=64)
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it, so that drawings look alike everywhere."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+# ── the strip ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def strip_rows(height: int) -> int:
+    """Rows that the strip takes of a frame of that height; 0 for frames under 48."""
+    return 0 if height < 48 else max(5, round(height * 0.04))
+
+
+def draw_strip(frame: np.ndarray, over_time: Float[np.ndarray, "n"], now: int, colours: Lut) -> int:
+    """Draw mean heat over time as a coloured area with a play-head, in place, at the foot of the frame.
+
+    Height and colour are shares of the highest of the values, counted from zero.
+
+    Args:
+        frame: RGB or RGBA, uint8.
+        over_time: mean heat (at least 0) of every frame that is drawn.
+        now: the frame that is shown.
+        colours: the table of the colour map.
+
+    Returns:
+        Rows taken; 0 where the frame is too low, or there is one frame only.
+    """
+    h, w, _ = frame.shape
+    rows, n = strip_rows(h), len(over_time)
+    if rows == 0 or n < 2:
+        return 0
+    overlay = _area(tuple(np.asarray(over_time, dtype=float).tolist()), w, rows, colours.tobytes()).copy()
+    line = max(1, round(line_width(h, w)))
+    x = round(now * (w - line) / (n - 1))
+    overlay[:, max(0, x - line) : x + 2 * line] = (0, 0, 0, 220)
+    overlay[:, x : x + line] = (255, 255, 255, 255)
+    _lay(frame, Image.fromarray(overlay), h - rows)
+    return rows
+
+
+@lru_cache(maxsize=16)
+def _area(values: Sequence[float], width: int, rows: int, colours: bytes) -> np.ndarray:
+    """The strip without its play-head, `(rows, width, 4)`: the same for every frame, so kept."""
+    table = np.frombuffer(colours, dtype=np.uint8).reshape(256, 3)
+    highest = max(max(values), 1e-12)
+    share = np.interp(np.linspace(0, len(values) - 1, width), np.arange(len(values)), values) / highest
+    level = share * (rows - 1)  # one row stays dark above the highest
+    fill = np.clip(level[None, :] - np.arange(rows)[::-1, None], 0, 1)[..., None]
+    colour = table[np.clip(share * 255, 0, 255).astype(int)][None].astype(float)
+    out = np.empty((rows, width, 4), dtype=np.uint8)
+    out[..., :3] = np.round(fill * colour)
+    out[..., 3] = np.round(_BAR[3] + (255 - _BAR[3]) * fill[..., 0])
+    return out
+
+
+def _lay(frame: np.ndarray, overlay: Image.Image, top: int) -> None:
+    """Lay an RGBA picture as wide as the frame over its rows from `top` on, in place."""
+    rows = slice(top, top + overlay.height)
+    under = Image.fromarray(np.ascontiguousarray(frame[rows]))
+    both = Image.alpha_composite(under.convert("RGBA"), overlay)
+    frame[rows] = np.asarray(both.convert(under.mode))

@@ -1,0 +1,156 @@
+"""Writing drawings: MP4, GIF, WebM, a contact sheet as PNG, a folder of frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tubelens.errors import OptionError
+from tubelens.explanation import WRITERS, Explanation
+from tubelens.render.compose import Drawing, look
+from tubelens.render.sheet import figure, pixels
+from tubelens.render.source import Many, On, as_list
+from tubelens.video import FolderSink, GifSink, VideoSink, write_png
+
+Progress = Callable[[int, int], None]
+"""Told after every frame: frames done, frames in all."""
+GIF_SIDE = 480
+"""Pixels of a GIF's longer side unless asked otherwise: larger ones are slow to load and to make."""
+
+
+def draw(
+    explanations: Many,
+    path: str | os.PathLike[str],
+    *,
+    style: str | Sequence[str] | None = None,
+    beside: bool = False,
+    caption: bool = True,
+    strip: bool = True,
+    colormap: str | None = None,
+    alpha: float | None = None,
+    on: On = None,
+    fps: float | None = None,
+    fit: int | None = None,
+    columns: int = 8,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw one explanation, or several of one video side by side; the suffix decides what is written.
+
+    `.mp4` keeps the source's frame size, times and sound; `.webm` too, without sound, and with `style="focus"`
+    the heat is its alpha channel; `.gif`; `.png` is a contact sheet (see `figure`); no suffix is a folder of
+    PNG frames with `info.json`.
+
+    Args:
+        explanations: one, or several of the same video.
+        path: where to write; missing folders are made.
+        style: `heat`, `paper` (the published overlay), `focus` or `contour`; several are columns of a video and
+            rows of a sheet. Default: heat for a video, all but paper for a sheet.
+        beside: the original at the left (a sheet always shows it).
+        caption: target, probability, predicted class and time, inside the frame.
+        strip: mean heat over time with a play-head, inside the frame.
+        colormap: name of a matplotlib colour map.
+        alpha: opacity of the hottest colour, in [0, 1].
+        on: draw on this path, `(t, h, w, c)` array or clip, in place of the source.
+        fps: play at this many frames a second, without sound; by default as the source.
+        fit: shrink to at most so many pixels on the long side; a GIF to 480 by default.
+        columns: frames that a contact sheet shows.
+        progress: called with (frames done, frames in all).
+
+    Returns:
+        The path.
+
+    Raises:
+        OptionError: a suffix that nothing draws, unknown style or colour map, explanations of different videos.
+        VideoError: the source is gone or has changed.
+        OutputError: no room, no permission; nothing half-written is left.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        known = ", ".join(s for s in SUFFIXES if s)
+        raise OptionError(f"{path}: cannot draw {suffix!r}: use one of {known}, or no suffix for a folder")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise OptionError(f"fps must be positive, not {fps}")
+    if suffix == ".png":
+        sheet = figure(explanations, style=style, frames=columns, colormap=colormap, alpha=alpha, on=on)
+        with warnings.catch_warnings():  # a label may hold letters that the font lacks: boxes, and no noise
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            picture = pixels(sheet)
+        write_png(path, picture)
+        return path
+    styles = style or "heat"
+    clear = "focus" in ((styles,) if isinstance(styles, str) else styles) and suffix in (".webm", "")
+    how = look(
+        styles, beside=beside, caption=caption, strip=strip, colormap=colormap, alpha=alpha, rgba=clear
+    )
+    if suffix == ".gif" and fit is None:
+        fit = GIF_SIDE
+    with Drawing(explanations, how, on=on, fit=fit) as drawing:
+        rate = fps or drawing.fps
+        with _sink(path, suffix, drawing, rate, clear, sound=fps is None) as sink:
+            for done, (seconds, frame) in enumerate(drawing):
+                sink.write(frame, seconds - drawing.times[0] if fps is None else done / fps)
+                if progress is not None:
+                    progress(done + 1, len(drawing))
+    return path
+
+
+def write(
+    explanation: Explanation, path: str | os.PathLike[str], *, with_: Sequence[Explanation] = (), **options: Any
+) -> Path:
+    """What `Explanation.save` calls: `draw` of the explanation and of those `with_` it."""
+    return draw([explanation, *with_], path, **options)
+
+
+SUFFIXES = (".mp4", ".gif", ".webm", ".png", "")
+WRITERS.update(dict.fromkeys(SUFFIXES, write))
+
+
+def _sink(path: Path, suffix: str, drawing: Drawing, rate: float, clear: bool, sound: bool) -> Any:
+    """Where the frames go."""
+    if suffix == "":
+        return FolderSink(path, info(drawing))
+    if suffix == ".gif":
+        return GifSink(path, fps=rate)
+    audio = drawing.audio if sound and suffix == ".mp4" else None
+    return VideoSink(path, size=drawing.size, fps=rate, alpha=clear, audio_from=audio)
+
+
+def info(drawing: Drawing) -> dict[str, Any]:
+    """What a folder of frames says about itself, ready for JSON.
+
+    With several explanations, `explanations` holds one entry each; the first is also at the top level.
+    """
+    entries = [_entry(e) for e in as_list(drawing.explanations)]
+    shared = {
+        "video": drawing.explanations[0].source.path,
+        "style": list(drawing.look.styles),
+        "frames": len(drawing),
+        "fps": drawing.fps,
+        "times": list(drawing.times),
+    }
+    return {**entries[0], **shared, **({"explanations": entries} if len(entries) > 1 else {})}
+
+
+def _entry(explanation: Explanation) -> dict[str, Any]:
+    p, source = explanation.provenance, explanation.source
+    low, high = explanation.limits
+    return {
+        "label": p.label,
+        "p": p.prob,
+        "predicted": [{"label": label, "p": prob} for label, prob in p.predicted],
+        "method": p.method,
+        "layer": p.layer,
+        "target": repr(explanation.target),
+        "limits": [low, high],
+        "crop": dataclasses.asdict(source.box),
+        "size": list(source.size),
+        "span": list(source.span),
+        "clip_times": list(source.times),
+        "provenance": dataclasses.asdict(p),
+        "versions": dict(p.versions),
+    }

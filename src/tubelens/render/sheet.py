@@ -1,0 +1,272 @@
+"""The contact sheet: an explanation as one figure, for papers and notebooks.
+
+Sizes are inches, worked out from the shape of the frames; nothing is left to a layout engine, so that the
+pictures keep their exact proportions. No part of it touches pyplot.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+from tubelens.errors import OptionError
+from tubelens.explanation import Explanation, scaled
+from tubelens.render import colour
+from tubelens.render.caption import caption_of, probability
+from tubelens.render.compose import STYLES, Look, look
+from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, open_source, over_time
+from tubelens.video import Frames
+
+DPI = 200
+_LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c")
+_INK, _SOFT = "#1a1a1a", "#666666"
+_LEFT, _RIGHT, _GAP = 0.42, 0.78, 0.045
+_HEAD, _CURVE, _FOOT = 0.82, 0.85, 0.42
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of pictures: what it is called, and whose heat it shows in which style (None: the original)."""
+
+    name: str
+    explanation: Explanation | None = None
+    style: str = "original"
+
+
+def figure(
+    explanations: Many,
+    *,
+    style: str | Sequence[str] | None = None,
+    frames: int = 8,
+    colormap: str | None = None,
+    alpha: float | None = None,
+    on: On = None,
+    width: float = 12.0,
+) -> Figure:
+    """A contact sheet: frames spread over the explained span, the heat on them, and the heat over time.
+
+    Args:
+        explanations: one, or several of one video.
+        style: rows below the original; by default heat, focus and contour for one explanation, and heat for
+            each of several.
+        frames: columns.
+        colormap: name of a matplotlib colour map.
+        alpha: opacity of the hottest colour, in [0, 1].
+        on: draw on this path, `(t, h, w, c)` array or clip, in place of the source.
+        width: inches.
+
+    Returns:
+        A figure with an Agg canvas; `savefig` writes it as PNG, PDF or SVG.
+
+    Raises:
+        OptionError: unknown style or colour map, explanations of different videos, fewer than one frame.
+        VideoError: the source is gone or has changed.
+    """
+    many = as_list(explanations)
+    if frames < 1:
+        raise OptionError(f"a contact sheet needs at least one frame, not {frames}")
+    chosen = style if style is not None else ("heat", "focus", "contour") if len(many) == 1 else "heat"
+    how = look(chosen, colormap=colormap, alpha=alpha)
+    rows = _rows(many, how.styles)
+    with open_source(many[0].source, on) as video:
+        moments = Moments.of(video, many)
+        shown = moments.spread(frames)
+        columns = len(shown.times)
+        cell_w = min((width - _LEFT - _RIGHT) / columns - _GAP, 3.2)
+        h, w = many[0].source.size
+        cell_h = cell_w * h / w
+        size = (max(1, round(cell_h * DPI)), max(1, round(cell_w * DPI)))
+        if size[0] > h:  # never enlarged: the figure's own interpolation does that
+            size = (h, w)
+        pictures = _pictures(video, shown, many, rows, how, size)
+    pictures_h = len(rows) * (cell_h + _GAP)
+    curve_h = _CURVE if len(moments.times) > 1 else 0.0
+    total_w = _LEFT + columns * (cell_w + _GAP) + _RIGHT
+    total_h = _HEAD + pictures_h + (curve_h + _FOOT + 0.3 if curve_h else 0.1)
+    sheet = Figure(figsize=(total_w, total_h), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(sheet)
+
+    def axes(left: float, top: float, wide: float, high: float) -> Axes:
+        return sheet.add_axes((left / total_w, 1 - (top + high) / total_h, wide / total_w, high / total_h))
+
+    path = many[0].source.path
+    _title(sheet, many, Path(path).name if path else "")
+    for r, row in enumerate(rows):
+        for c, seconds in enumerate(shown.times):
+            ax = axes(_LEFT + c * (cell_w + _GAP), _HEAD + r * (cell_h + _GAP), cell_w, cell_h)
+            ax.imshow(pictures[r][c], aspect="auto", interpolation="antialiased")
+            ax.set_axis_off()
+            if r == 0:
+                ax.set_title(f"{seconds:.2f} s", fontsize=8, color=_SOFT, pad=3)
+        _name(sheet, row.name, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h)
+    heated = [r for r, row in enumerate(rows) if row.style in ("heat", "paper", "contour")]
+    if heated:
+        paper = all(rows[r].style == "paper" for r in heated) and not how.own
+        first = heated[0]
+        bar = axes(
+            _LEFT + columns * (cell_w + _GAP) + 0.06, _HEAD + first * (cell_h + _GAP), 0.11, max(cell_h, 0.5)
+        )
+        _colour_bar(sheet, bar, colour.published_jet() if paper else how.colours, many)
+    if curve_h:
+        ax = axes(_LEFT, _HEAD + pictures_h + 0.26, columns * (cell_w + _GAP) - _GAP, curve_h)
+        _curves(ax, many, moments.spread(600).times, shown.times)
+    return sheet
+
+
+def pixels(sheet: Figure) -> np.ndarray:
+    """The figure drawn at its own resolution, `(h, w, 3)` uint8."""
+    canvas = FigureCanvasAgg(sheet)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _rows(many: Sequence[Explanation], styles: Sequence[str]) -> list[Row]:
+    if len(many) == 1:
+        return [Row("original"), *(Row(style, many[0], style) for style in styles)]
+    return [
+        Row("original"),
+        *(
+            Row(caption_of(e).label + (f" ({style})" if len(styles) > 1 else ""), e, style)
+            for e in many
+            for style in styles
+        ),
+    ]
+
+
+def _pictures(
+    video: Frames,
+    shown: Moments,
+    many: Sequence[Explanation],
+    rows: Sequence[Row],
+    how: Look,
+    size: tuple[int, int],
+) -> list[list[np.ndarray]]:
+    """Every picture of the sheet, row by row, `(h, w, 3)`."""
+    maps = [e.at(shown.times, size) for e in many]
+    limits = [e.limits for e in many]
+    pictures: list[list[np.ndarray]] = [[] for _ in rows]
+    for (_, seconds, frame), *saliency in zip(video.pick(shown.indices), *maps, strict=True):
+        small = fit_to(frame, size)
+        heat = {
+            id(e): _within(e, seconds, scaled(s, *limit).detach().cpu().numpy())
+            for e, s, limit in zip(many, saliency, limits, strict=True)
+        }
+        for cells, row in zip(pictures, rows, strict=True):
+            if row.explanation is None:
+                cells.append(small)
+                continue
+            picture = STYLES[row.style](small, heat[id(row.explanation)], how)
+            colour.mark_crop(picture, row.explanation.source.box, row.explanation.source.size)
+            cells.append(picture)
+    return pictures
+
+
+def _within(explanation: Explanation, seconds: float, heat: np.ndarray) -> np.ndarray:
+    """The heat, NaN where the explanation does not speak for that moment."""
+    start, end = explanation.source.span
+    return heat if start - EPSILON <= seconds <= end + EPSILON else np.full_like(heat, np.nan)
+
+
+# ── around the pictures ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _title(sheet: Figure, many: Sequence[Explanation], video: str) -> None:
+    """Two lines at the top left: the target with its probability, and how the map was made."""
+    p = many[0].provenance
+    wide = sheet.get_figwidth() - _LEFT - 0.1
+    captions = [caption_of(e) for e in many]
+    if len(many) == 1:
+        name, after = captions[0].label, captions[0].line[len(captions[0].label) :].strip(" ·")
+    else:
+        name = ", ".join(dict.fromkeys(c.label for c in captions))
+        after = f"predicted: {p.predicted[0][0]} {probability(p.predicted[0][1])}" if p.predicted else ""
+    title = _write(sheet, name, _LEFT, 0.14, wide * (0.55 if after else 1), size=13, weight="bold")
+    if after:
+        _write(sheet, after, title + 0.16, 0.175, wide + _LEFT - title - 0.16, size=10.5, color=_SOFT)
+    methods = ", ".join(dict.fromkeys(e.provenance.method for e in many))
+    layers = ", ".join(dict.fromkeys(f"layer {e.provenance.layer}" for e in many if e.provenance.layer))
+    made = " · ".join(part for part in (methods, f"{p.model} ({p.weights})", layers, video) if part)
+    _write(sheet, made, _LEFT, 0.40, wide, size=8, color=_SOFT)
+
+
+def _write(sheet: Figure, text: str, left: float, top: float, room: float, size: float, **look: Any) -> float:
+    """Text at inches from the left and the top, cut to `room` inches; returns where it ends, in inches."""
+    w, h = sheet.get_size_inches()
+    look = {"color": _INK, **look}
+    artist = sheet.text(left / w, 1 - top / h, text, fontsize=size, va="top", parse_math=False, **look)
+    while (end := artist.get_window_extent().x1 / sheet.dpi) > left + room and len(text) > 1:
+        text = text[: max(1, int((len(text) - 1) * max(0.5, min(0.97, room / (end - left)))))]
+        artist.set_text(text.rstrip() + "…")
+    return float(end)
+
+
+def _name(sheet: Figure, text: str, middle: float, room: float) -> None:
+    """The name of a row, upright at its left, cut to the row's height."""
+    w, h = sheet.get_size_inches()
+    place = ((_LEFT - 0.1) / w, 1 - middle / h)
+    artist = sheet.text(
+        *place, text, rotation=90, ha="right", va="center", fontsize=9, color=_INK, parse_math=False
+    )
+    if artist.get_window_extent().height / sheet.dpi > room:  # two lines of smaller letters, then an ellipsis
+        artist.set_fontsize(8)
+        lines = textwrap.wrap(text, max(6, int(room / 0.075)), max_lines=2, placeholder="…")
+        artist.set_text("\n".join(lines))
+        while artist.get_window_extent().height / sheet.dpi > room and max(map(len, lines)) > 2:
+            lines = [line if len(line) < max(map(len, lines)) else line[:-2].rstrip() + "…" for line in lines]
+            artist.set_text("\n".join(lines))
+
+
+def _colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Explanation]) -> None:
+    """Heat from 0 to 1; with one explanation also what these stand for."""
+    scale = ScalarMappable(Normalize(0, 1), ListedColormap(colours / 255))
+    bar = sheet.colorbar(scale, cax=ax)
+    bar.set_ticks([0, 0.5, 1])
+    bar.ax.tick_params(labelsize=7, length=2, width=0.5, colors=_SOFT)
+    bar.outline.set_linewidth(0.5)
+    if len(many) == 1:
+        low, high = many[0].limits
+        bar.set_ticks([0, 0.5, 1], labels=[f"0 ({low:.2g})", "0.5", f"1 ({high:.2g})"])
+    bar.ax.set_title("heat", fontsize=8, color=_SOFT, pad=4)
+
+
+def _curves(
+    ax: Axes, many: Sequence[Explanation], times: Sequence[float], shown: Sequence[float]
+) -> None:
+    """Mean heat over time, and where the shown frames are."""
+    top = 0.0
+    for number, e in enumerate(many):
+        values = over_time(e, times)
+        top = max(top, float(values.max()))
+        line = _LINES[number % len(_LINES)]
+        caption = caption_of(e)
+        ax.plot(times, values, color=line, linewidth=1.3, label=f"{caption.label} {caption.value}", zorder=3)
+        if len(many) == 1:
+            ax.fill_between(times, 0, values, color=line, alpha=0.15, linewidth=0, zorder=2)
+        ax.plot(shown, np.interp(shown, times, values), "o", color=line, markersize=3.5, zorder=4, clip_on=False)
+    for seconds in shown:
+        ax.axvline(seconds, color="#b5b5b5", linewidth=0.7, zorder=1)
+    ax.set_xlim(times[0], times[-1])
+    ax.set_ylim(0, top * 1.15 or 1)
+    ax.set_xlabel("seconds", fontsize=8, color=_SOFT, labelpad=2)
+    ax.set_ylabel("mean heat", fontsize=8, color=_SOFT)
+    ax.tick_params(labelsize=7, colors=_SOFT, length=2, width=0.5)
+    ax.locator_params(axis="y", nbins=3)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_linewidth(0.5)
+    if len(many) > 1:
+        plain: dict[str, Any] = {"frameon": False, "handlelength": 1.2, "borderpad": 0, "borderaxespad": 0.3}
+        key = ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(many), fontsize=8, **plain)
+        for text in key.get_texts():
+            text.set_parse_math(False)

@@ -1,0 +1,116 @@
+"""Explanations on disk: one safetensors file, the numbers as tensors and everything else as JSON in its
+header. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tubelens.clip import Box, Source
+from tubelens.errors import InputError
+from tubelens.explanation import WRITERS, Explanation, Provenance
+from tubelens.files import replacing
+from tubelens.layout import Grid
+from tubelens.target import Contrast, Logit, Prob, Target
+
+FORMAT = "tubelens explanation 1"
+TARGETS: dict[str, Callable[..., Target]] = {"Logit": Logit, "Prob": Prob, "Contrast": Contrast}
+
+
+def save_explanation(explanation: Explanation, path: str | Path, **options: Any) -> Path:
+    """Write the grids, the saliency at clip resolution, and the record.
+
+    Args:
+        explanation: what to write. Pixels that came from an array are not stored.
+        path: ending in `.safetensors`.
+        options: drawing options, without meaning here.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    path = Path(path)
+    tensors = {"saliency": explanation.saliency.contiguous().cpu()}
+    for i, part in enumerate(explanation.parts):
+        tensors[f"part{i}.values"] = part.values.contiguous().cpu()
+        for axis in ("t", "y", "x"):
+            tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
+    source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
+    header = {
+        "parts": [{"span": part.span, "weight": part.weight} for part in explanation.parts],
+        "size": explanation.size,
+        "source": source,
+        "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
+        "provenance": asdict(explanation.provenance),
+        "align": explanation.align,
+    }
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"format": FORMAT, "explanation": json.dumps(header)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    return path
+
+
+def load_explanation(path: str | Path) -> Explanation:
+    """Read what `save_explanation` wrote.
+
+    Raises:
+        InputError: no such file, or not an explanation.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call, unused-ignore]
+            meta = file.metadata() or {}
+            if meta.get("format") != FORMAT:
+                raise InputError(f"{path}: a safetensors file, but not a saved explanation")
+            header = json.loads(meta["explanation"])
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key != "saliency"}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a saved explanation: {error}") from error
+    parts = tuple(
+        Grid(
+            tensors[f"part{i}.values"],
+            tuple(tensors[f"part{i}.t"].tolist()),
+            tuple(tensors[f"part{i}.y"].tolist()),
+            tuple(tensors[f"part{i}.x"].tolist()),
+            span=(part["span"][0], part["span"][1]),
+            weight=part["weight"],
+        )
+        for i, part in enumerate(header["parts"])
+    )
+    size, target = header["size"], header["target"]
+    return Explanation(
+        parts,
+        (size[0], size[1], size[2]),
+        _source(header["source"]),
+        TARGETS[target["kind"]](*target["classes"]),
+        _provenance(header["provenance"]),
+        header["align"],
+    )
+
+
+def _without_array(source: Source) -> Source:
+    return Source(**{**source.__dict__, "array": None})
+
+
+def _source(fields: dict[str, Any]) -> Source:
+    pairs = {key: tuple(fields[key]) for key in ("size", "times", "span", "resized")}
+    return Source(**{**fields, **pairs, "box": Box(**fields["box"])})
+
+
+def _provenance(fields: dict[str, Any]) -> Provenance:
+    predicted = tuple((label, p) for label, p in fields["predicted"])
+    return Provenance(**{**fields, "predicted": predicted, "notes": tuple(fields["notes"])})
+
+
+WRITERS[".safetensors"] = save_explanation

@@ -1,0 +1,132 @@
+"""One way to frames, wherever they are: a file, a folder of images, or an array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tubelens.errors import InputError, OptionError
+from tubelens.video.file import FileFrames, Frame, increasing, shown_at
+from tubelens.video.images import FolderFrames
+
+
+class ArrayFrames:
+    """Frames of an array `(t, h, w, c)`: uint8, or float in [0, 1].
+
+    Attributes:
+        path: None.
+        size: height and width.
+        fps: frames a second that the array stands for.
+        array: as given.
+        exact: yield the array's own values instead of uint8.
+        decoded: frames taken so far.
+    """
+
+    path: str | None = None
+    rotation = 0
+    has_audio = False
+
+    def __init__(self, array: Any, fps: float = 25.0, exact: bool = False) -> None:
+        frames = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+        if frames.ndim != 4 or 0 in frames.shape:
+            raise InputError(f"an array must be (t, h, w, c) and not empty, got shape {frames.shape}")
+        if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
+            raise InputError(f"an array must be uint8 or float, got {frames.dtype}")
+        if frames.dtype != np.uint8 and not (frames.min() >= 0 and frames.max() <= 1):  # also catches NaN
+            raise InputError(
+                f"a float array must lie in [0, 1], got {frames.min():.4g} to {frames.max():.4g}:"
+                " divide by its full scale"
+            )
+        self.array = frames
+        self.fps = float(fps)
+        self.exact = exact
+        self.decoded = 0
+        self.size: tuple[int, int] = (frames.shape[1], frames.shape[2])
+
+    def times(self) -> list[float]:
+        """Seconds of every frame; the first is 0."""
+        return [number / self.fps for number in range(len(self.array))]
+
+    def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, float, np.ndarray]]:
+        """Frames by number, increasing: `(number, seconds, frame)`; one channel is shown as grey.
+
+        Raises:
+            OptionError: not increasing, or a number that the array does not have.
+        """
+        for number in increasing(indices, len(self.array), "the array"):
+            self.decoded += 1
+            frame = self.array[number]
+            yield number, number / self.fps, frame if self.exact else _shown(frame)
+
+    def between(self, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
+        """Frames shown from `start` to `end` (seconds), both included within half a frame."""
+        inside = (
+            n for n, t in enumerate(self.times()) if start - 0.5 / self.fps <= t <= end + 0.5 / self.fps
+        )
+        for _, seconds, frame in self.pick(inside):
+            yield seconds, frame
+
+    def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, np.ndarray]]:
+        """Every `stride`-th frame from the one shown at `start` (seconds).
+
+        Raises:
+            OptionError: the array ends before `start`.
+        """
+        first = shown_at(self.times(), start, self.fps, "the array")
+        for _, seconds, frame in self.pick(range(first, len(self.array), stride)):
+            yield seconds, frame
+
+    def sha256(self) -> str | None:
+        """None: an array is known by itself."""
+        return None
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def __enter__(self) -> ArrayFrames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Frames = FileFrames | FolderFrames | ArrayFrames
+
+
+def open_video(source: str | os.PathLike[str] | np.ndarray | Tensor, fps: float | None = None) -> Frames:
+    """Frames of a video file, of a folder of images, or of an array `(t, h, w, c)`.
+
+    Args:
+        source: the path, or the array (uint8, or float in [0, 1]).
+        fps: frame rate of a folder or an array, 25 by default. A file has its own.
+
+    Raises:
+        VideoError: it cannot be read.
+        OptionError: a rate that is not positive, or one for a file.
+        InputError: an array of another rank, type or range.
+    """
+    if fps is not None and not 0 < fps < float("inf"):
+        raise OptionError(f"fps must be positive, not {fps}")
+    if not isinstance(source, str | os.PathLike):
+        return ArrayFrames(source, fps or 25.0)
+    if Path(source).is_dir():
+        return FolderFrames(source, fps or 25.0)
+    if fps is not None:
+        raise OptionError(f"{os.fspath(source)}: fps is for folders and arrays; a file has its own times")
+    return FileFrames(source)
+
+
+def _shown(frame: np.ndarray) -> Frame:
+    """uint8 RGB to look at: one channel as grey, the first three of several (two: the third is zero)."""
+    values = frame if frame.dtype == np.uint8 else np.round(frame * 255).astype(np.uint8)
+    channels = values.shape[2]
+    if channels == 1:
+        return np.repeat(values, 3, axis=2)
+    if channels == 2:
+        return np.concatenate([values, np.zeros_like(values[..., :1])], axis=2)
+    return np.ascontiguousarray(values[..., :3])

@@ -1,0 +1,165 @@
+"""Frames from a folder of images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tubelens.errors import VideoError
+from tubelens.video.file import Frame, check_start, increasing, over_black, shown_at
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SWAPPED = {5, 6, 7, 8}
+"""EXIF orientations that exchange height and width."""
+
+
+class FolderFrames:
+    """The images of one folder, in natural order (`frame2` before `frame10`).
+
+    Attributes:
+        path: as given.
+        size: height and width, EXIF orientation applied.
+        fps: frames a second that the folder stands for.
+        rotation: 0; each image's own orientation is applied as it is read.
+        has_audio: False.
+        decoded: images decoded so far.
+    """
+
+    rotation = 0
+    has_audio = False
+
+    def __init__(self, path: str | os.PathLike[str], fps: float = 25.0) -> None:
+        self.path: str | None = os.fspath(path)
+        self.fps = float(fps)
+        self.decoded = 0
+        folder = Path(path)
+        try:
+            found = [
+                p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+            ]
+        except OSError as error:
+            raise VideoError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+        self.files = sorted((p for p in found if p.is_file()), key=natural)
+        if not self.files:
+            known = ", ".join(s[1:] for s in SUFFIXES)
+            raise VideoError(
+                f"{folder}: a folder without images ({known}): give a video or a folder of frames"
+            )
+        self.size = _size(self.files[0])
+        for file in self.files:
+            size = _size(file)
+            if size != self.size:
+                raise VideoError(
+                    f"{file}: is {size[1]}x{size[0]}, but {self.files[0].name} is {self.size[1]}x{self.size[0]}"
+                    ": bring all frames to one size"
+                )
+
+    def times(self) -> list[float]:
+        """Seconds of every frame; the first is 0."""
+        return [number / self.fps for number in range(len(self.files))]
+
+    def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, float, Frame]]:
+        """Frames by number: `(number, seconds, frame)`.
+
+        Args:
+            indices: increasing, each once.
+
+        Raises:
+            OptionError: not increasing, or a number that the folder does not have.
+            VideoError: an image that cannot be decoded.
+        """
+        for number in increasing(indices, len(self.files), str(self.path)):
+            self.decoded += 1
+            yield number, number / self.fps, read_image(self.files[number])
+
+    def between(self, start: float, end: float) -> Iterator[tuple[float, Frame]]:
+        """Frames shown from `start` to `end` (seconds), both included within half a frame."""
+        inside = (
+            n for n, t in enumerate(self.times()) if start - 0.5 / self.fps <= t <= end + 0.5 / self.fps
+        )
+        for _, seconds, frame in self.pick(inside):
+            yield seconds, frame
+
+    def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, Frame]]:
+        """Every `stride`-th frame from the one shown at `start` (seconds).
+
+        Raises:
+            OptionError: the folder ends before `start`.
+        """
+        check_start(start, len(self.files) / self.fps, self.fps, str(self.path))
+        first = shown_at(self.times(), start, self.fps, str(self.path))
+        for _, seconds, frame in self.pick(range(first, len(self.files), stride)):
+            yield seconds, frame
+
+    def sha256(self) -> str | None:
+        """Hash of the names and the contents, in order."""
+        total = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as data:
+                content = hashlib.file_digest(data, "sha256").hexdigest()
+            total.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
+
+    def close(self) -> None:
+        """Nothing stays open between calls."""
+
+    def __enter__(self) -> FolderFrames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def natural(path: Path) -> tuple[list[int | str], str]:
+    """A sorting key that counts: digits compare as numbers."""
+    parts = re.split(r"([0-9]+)", path.name.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+
+
+def read_image(file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """One image as displayed: RGB, orientation applied, transparent parts over black, 16-bit grey scaled.
+
+    Raises:
+        VideoError: it cannot be decoded, or its values have no known full scale.
+    """
+    try:
+        with Image.open(file) as image:
+            image.load()
+            picture: Image.Image = ImageOps.exif_transpose(image)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                return np.repeat(_grey(picture, file)[..., None], 3, axis=2)
+            clear = picture.has_transparency_data
+            return over_black(np.array(picture.convert("RGBA" if clear else "RGB")))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
+
+
+def _grey(picture: Image.Image, file: Path) -> UInt8[np.ndarray, "h w"]:
+    """Grey of 16 bits (or float in [0, 1]) to 8."""
+    values = np.asarray(picture).astype(np.float64)
+    if picture.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise VideoError(f"{file}: float values must lie in [0, 1]: divide them by their full scale")
+        values = values * 255
+    else:
+        if values.max() > 65535 or values.min() < 0:
+            raise VideoError(f"{file}: 32-bit values have no known full scale: save it with 8 or 16 bits")
+        values = values / 257
+    return np.round(values).astype(np.uint8)
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Height and width as displayed, from the header."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(0x0112) in SWAPPED else (height, width)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error

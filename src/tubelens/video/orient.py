@@ -1,0 +1,42 @@
+"""Turning stored frames upright."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A mirroring left to right, then a rotation by a multiple of 90 degrees counter-clockwise."""
+
+    degrees: int = 0
+    mirror: bool = False
+
+    @classmethod
+    def of(cls, frame: Any) -> Turn:
+        """What a decoded frame's display matrix asks for; angles between the multiples of 90 are rounded."""
+        data = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return cls()
+        # 3x3, row vectors: (x', y') = (a x + c y, b x + d y), y pointing down.
+        a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].astype(float)
+        mirror = a * d - b * c < 0
+        if mirror:
+            a, b = -a, -b
+        angle = np.degrees(np.arctan2(-b, a))
+        return cls(int(round(angle / 90) * 90) % 360, bool(mirror))
+
+    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """Height and width once turned."""
+        return stored[::-1] if self.degrees % 180 else stored
+
+
+def upright(frame: UInt8[np.ndarray, "h w c"], turn: Turn) -> UInt8[np.ndarray, "..."]:
+    """The frame as displayed, contiguous."""
+    if turn.mirror:
+        frame = frame[:, ::-1]
+    return np.ascontiguousarray(np.rot90(frame, turn.degrees // 90))

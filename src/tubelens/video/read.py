@@ -1,0 +1,167 @@
+"""From a video to one clip: which frames, and where they came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelens.clip import Clip, Dense, Pad, Random, Segments, Uniform, plan
+from tubelens.errors import OptionError, nearest
+from tubelens.model import InputSpec
+from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.prepare import Prepare, Shape, after, source_of
+
+Path = str | os.PathLike[str]
+
+
+def read_clip(
+    path: Path | np.ndarray | Tensor,
+    frames: int = 16,
+    size: int | tuple[int, int] = 112,
+    resize: int | tuple[int, int] | None = None,
+    stride: int | None = None,
+    sampling: str | None = None,
+    start: float = 0.0,
+    seed: int = 0,
+    pad: Pad = "clamp",
+    fps: float | None = None,
+    bands: str | Sequence[str] | None = None,
+    antialias: bool = True,
+) -> Clip:
+    """A clip of a video file, of a folder of frames, or of an array `(t, h, w, c)`.
+
+    Args:
+        path: the file, the folder, or the array (uint8, or float in [0, 1]).
+        frames: clip length.
+        size: height and width of the centre crop.
+        resize: before the crop, the short side in pixels, or height and width; None: just covers the crop.
+        stride: source frames from one sampled frame to the next (dense and random sampling).
+        sampling: `uniform`, `dense`, `segments` or `random`. By default uniform; dense where `stride` or
+            `start` is given.
+        start: seconds; dense sampling begins with the frame shown then.
+        seed: of random sampling.
+        pad: what follows a video that is too short: its last frame (`clamp`) or black (`zero`).
+        fps: frame rate of a folder or an array, 25 by default.
+        bands: names of the channels. A video gives R, G, B in any order, or one band of another name: grey.
+        antialias: filter before shrinking.
+
+    Raises:
+        VideoError: it cannot be read.
+        OptionError: options that mean nothing together, or a start after the end.
+    """
+    crop = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if sampling == "uniform" and (stride is not None or start):
+        raise OptionError("uniform sampling takes no stride and no start: use sampling='dense'")
+    video = open_video(path, fps)
+    with video:
+        names = _bands(video, bands)
+        spec = InputSpec(frames, crop, resize, 1, None, names, antialias)
+        return _read(video, spec, sampling or "uniform", stride=stride, start=start, seed=seed, pad=pad)
+
+
+def read_spec(
+    path: Path | np.ndarray | Tensor, spec: InputSpec, sampling: str = "uniform", **options: Any
+) -> Clip:
+    """The clip that a recipe makes of a video.
+
+    Args:
+        path: the file, the folder, or the array.
+        spec: frames, size, resize, stride, bands.
+        sampling: `uniform`, `dense`, `segments` or `random`; `stride` or `start` make uniform dense.
+        options: `start`, `stride`, `frames`, `seed`, `pad`, in place of the recipe's; `fps` of a folder.
+
+    Raises:
+        VideoError: it cannot be read.
+        OptionError: an unknown option, or a start after the end.
+    """
+    known = ("start", "stride", "frames", "seed", "pad", "fps")
+    _check_names(options, known)
+    frames = int(options.pop("frames", spec.frames))
+    with open_video(path, options.pop("fps", None)) as video:
+        spec = InputSpec(frames, spec.size, spec.resize, spec.stride, spec.rate, spec.bands, spec.antialias)
+        return _read(video, spec, sampling, **options)
+
+
+def _read(
+    video: Frames,
+    spec: InputSpec,
+    sampling: str,
+    stride: int | None = None,
+    start: float = 0.0,
+    seed: int = 0,
+    pad: Pad = "clamp",
+) -> Clip:
+    if pad not in ("clamp", "zero"):
+        raise OptionError(f"unknown pad {pad!r}: clamp or zero")
+    if sampling == "windows":
+        raise OptionError("windows are not one clip: use read_windows, or model.windows(path)")
+    if sampling == "uniform" and (stride is not None or start):
+        sampling = "dense"
+    if sampling in ("segments", "random") and start:
+        raise OptionError(f"{sampling} sampling takes no start: use sampling='dense'")
+    if sampling == "segments" and stride is not None:
+        raise OptionError("segments sampling takes no stride: use sampling='dense'")
+    step = spec.stride_at(video.fps) if stride is None else stride
+    how = plan(sampling, spec.frames, stride=step, start=start, seed=seed, pad=pad)
+    shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
+    prepare = Prepare(shape, spec.bands, video)
+    if isinstance(video, ArrayFrames):
+        video.exact = True
+    if isinstance(how, Dense):
+        clip, times = _dense(video, how, prepare)
+        span = (times[0], times[-1])
+    else:
+        assert isinstance(how, Uniform | Segments | Random)
+        every = video.times()
+        wanted = how.pick(len(every))
+        real = sorted({index for index in wanted if index >= 0})
+        taken = {index: prepare(frame) for index, _, frame in video.pick(real)}
+        first = next(iter(taken.values()))
+        clip = [taken[index] if index >= 0 else torch.zeros_like(first) for index in wanted]
+        times = [every[index] for index in wanted if index >= 0]
+        if isinstance(how, Random):
+            times = sorted(set(times))
+            span = (times[0], times[-1])
+        else:
+            span = (every[0], every[-1])
+    padded = len(clip) - len(set(times))
+    times = after(times, len(clip), step / video.fps)
+    source = source_of(video, shape, times, span, repr(how), padded)
+    return Clip(torch.stack(clip, dim=1), spec.bands, source)
+
+
+def _dense(video: Frames, how: Dense, prepare: Prepare) -> tuple[list[Tensor], list[float]]:
+    """Frames from `start` on, decoded no further than the last one needed."""
+    clip: list[Tensor] = []
+    times: list[float] = []
+    for seconds, frame in video.run(how.start, how.stride):
+        clip.append(prepare(frame))
+        times.append(seconds)
+        if len(clip) == how.frames:
+            break
+    filler = clip[-1] if how.pad == "clamp" else torch.zeros_like(clip[-1])
+    return clip + [filler] * (how.frames - len(clip)), times
+
+
+def _bands(video: Frames, bands: str | Sequence[str] | None) -> tuple[str, ...]:
+    if bands is not None:
+        return tuple(bands)
+    channels = video.array.shape[3] if isinstance(video, ArrayFrames) else 3
+    return (
+        ("R", "G", "B")
+        if channels == 3
+        else ("Y",)
+        if channels == 1
+        else tuple(f"b{i}" for i in range(channels))
+    )
+
+
+def _check_names(options: dict[str, Any], known: Sequence[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise OptionError(f"unknown option {name!r}{nearest(name, known)}: one of {', '.join(known)}")
