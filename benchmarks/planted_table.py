@@ -81,10 +81,11 @@ def causes(model: TorchModel, clips: int) -> None:
             whole, no_truth, no_distractor = model(variants).softmax(dim=1)[:, p.label].tolist()
             drops.append((whole - no_truth, abs(whole - no_distractor)))
         truth, other = np.array(drops).T
+        costs, spares = truth >= 0.5, other <= 0.05
         print(
-            f"{task}: removing the truth costs >= .5 on {np.mean(truth >= 0.5):.1%}"
-            f" (median {np.median(truth):.2f}), removing the distractors changes <= .05 on"
-            f" {np.mean(other <= 0.05):.1%}, both on {np.mean((truth >= 0.5) & (other <= 0.05)):.1%} of {clips} clips"
+            f"{task}: removing the truth costs >= .5 on {costs.mean():.1%} (median {np.median(truth):.2f}),"
+            f" removing the distractors changes <= .05 on {spares.mean():.1%},"
+            f" both on {(costs & spares).mean():.1%} of {clips} clips"
         )
 
 

@@ -53,6 +53,10 @@ def plain(size: int) -> Dim:
     return (Axis("", size),)
 
 
+def _length(dim: Dim) -> int:
+    return math.prod(axis.size for axis in dim)
+
+
 def single(dim: Dim) -> Axis | None:
     """The axis of time or space that this dimension is, if it is just one."""
     return dim[0] if len(dim) == 1 and dim[0].role in ("t", "h", "w") else None
@@ -92,7 +96,7 @@ def elementwise(call: Call) -> Dims | None:
     dims: list[Dim] = []
     for place in range(1, call.out.ndim + 1):
         size = call.out.shape[-place]
-        here = [d[-place] for d in given if len(d) >= place and math.prod(a.size for a in d[-place]) == size]
+        here = [d[-place] for d in given if len(d) >= place and _length(d[-place]) == size]
         marked = [dim for dim in here if any(axis.role for axis in dim)]
         dims.append(_mean(marked) if marked else plain(size))
     given_roles = [{a.role for dim in d for a in dim if a.role} for d in given]
@@ -290,7 +294,7 @@ def _squeeze(call: Call) -> Dims | None:
         return None
     n = len(dims)
     chosen = {d % n for d in _each(call.args[1], 1)} if len(call.args) > 1 else set(range(n))
-    return tuple(d for i, d in enumerate(dims) if not (i in chosen and math.prod(a.size for a in d) == 1))
+    return tuple(d for i, d in enumerate(dims) if not (i in chosen and _length(d) == 1))
 
 
 def _slice(call: Call) -> Dims | None:
@@ -299,7 +303,7 @@ def _slice(call: Call) -> Dims | None:
         return None
     dim = call.arg(1, "dim", 0) % len(dims)
     start, step = call.arg(2, "start") or 0, call.arg(4, "step", 1)
-    size = math.prod(a.size for a in dims[dim])
+    size = _length(dims[dim])
     start = max(0, start + size) if start < 0 else min(start, size)
     n = call.out.shape[dim]
     if n == size:
@@ -338,18 +342,36 @@ def _index(call: Call) -> Dims | None:
     return _gather_along(dims, *used[0])
 
 
+def _turned(dims: Dims, i: int, flip: bool) -> Dim:
+    axis = single(dims[i])
+    if not flip:
+        return dims[i]
+    if axis is None:
+        return dims[i] if len(dims[i]) == 1 and not dims[i][0].role else plain(_length(dims[i]))
+    return (Axis(axis.role, axis.size, axis.centres[::-1], -axis.step),)
+
+
 def _flip(call: Call) -> Dims | None:
     dims = call.dims
     if dims is None:
         return None
     flipped = {d % len(dims) for d in call.args[1]}
-    out: list[Dim] = []
-    for i, dim in enumerate(dims):
-        axis = single(dim)
-        if i in flipped and axis:
-            out.append((Axis(axis.role, axis.size, axis.centres[::-1], -axis.step),))
-        else:
-            out.append(plain(math.prod(a.size for a in dim)) if i in flipped and len(dim) > 1 else dim)
+    return tuple(_turned(dims, i, i in flipped) for i in range(len(dims)))
+
+
+def _rot90(call: Call) -> Dims | None:
+    dims = call.dims
+    if dims is None:
+        return None
+    turns, (i, j) = call.arg(1, "k", 1) % 4, (d % len(dims) for d in call.arg(2, "dims", [0, 1]))
+    out = list(dims)
+    # a quarter turn is flip j, then swap; a half turn flips both; three quarters swap, then flip j
+    if turns == 1:
+        out[i], out[j] = _turned(dims, j, True), dims[i]
+    elif turns == 2:
+        out[i], out[j] = _turned(dims, i, True), _turned(dims, j, True)
+    elif turns == 3:
+        out[i], out[j] = dims[j], _turned(dims, i, True)
     return tuple(out)
 
 
@@ -363,7 +385,7 @@ def _pad(call: Call) -> Dims | None:
         before, i = widths[2 * place], len(dims) - 1 - place
         n = call.out.shape[i]
         axis = single(dims[i])
-        if n != math.prod(a.size for a in dims[i]) or before:
+        if n != _length(dims[i]) or before:
             out[i] = (axis.picked([j - before for j in range(n)]),) if axis else plain(n)
     return tuple(out)
 
@@ -395,7 +417,7 @@ def _expand(call: Call) -> Dims | None:
         return None
     lead = call.out.ndim - len(dims)
     grown = tuple(
-        dim if math.prod(a.size for a in dim) == call.out.shape[lead + i] else plain(call.out.shape[lead + i])
+        dim if _length(dim) == call.out.shape[lead + i] else plain(call.out.shape[lead + i])
         for i, dim in enumerate(dims)
     )
     return (*(plain(n) for n in call.out.shape[:lead]), *grown)
@@ -406,6 +428,14 @@ def _matrix_product(call: Call) -> Dims | None:
     left = call.args[-2] if isinstance(call.args[-2], Tensor) else call.args[1]
     dims = call.record(left)
     return None if dims is None else (dims[0], plain(call.out.shape[1]))
+
+
+def _batch_product(call: Call) -> Dims | None:
+    """A linear layer may arrive as `bmm` with repeated weights; tokens times tokens mixes places."""
+    dims = call.dims
+    if dims is None or call.record(call.args[1]) is not None:
+        return None
+    return (dims[0], dims[1], plain(call.out.shape[2]))
 
 
 def _lost(call: Call) -> Dims | None:
@@ -441,6 +471,7 @@ RULES: dict[str, Callable[[Call], Dims | None]] = {
     "index_select": _index_select,
     "index": _index,
     "flip": _flip,
+    "rot90": _rot90,
     "constant_pad_nd": _pad,
     "split": _split,
     "split_with_sizes": _split,
@@ -448,7 +479,7 @@ RULES: dict[str, Callable[[Call], Dims | None]] = {
     "expand": _expand,
     "mm": _matrix_product,
     "addmm": _matrix_product,
-    "bmm": _lost,
+    "bmm": _batch_product,
     "roll": _lost,
     "as_strided": _lost,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -147,6 +147,7 @@ class Clip:
 # ── which frames ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@runtime_checkable
 class Plan(Protocol):
     """Chooses frames of a video of `n` frames; index -1 stands for a black frame."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ class Explanation:
         """`saliency` scaled to [0, 1] by its minimum and maximum over the whole clip; zeros if constant."""
         return scaled(self.saliency, *self.limits)
 
-    @property
+    @cached_property
     def limits(self) -> tuple[float, float]:
         """Minimum and maximum of `saliency`, found frame by frame, so that long videos fit."""
         _, h, w = self.size
@@ -135,17 +137,19 @@ class Explanation:
     ) -> Iterator[Float[Tensor, "H W"]]:
         """The map on source frames shown at `times` (seconds), drawn at `size` (height, width).
 
-        Pixels outside the crop that the model saw are NaN.
+        Pixels outside the crop that the model saw are NaN. Before and after the clip's span the first and the
+        last map are held: the caller decides what that means.
         """
         box, (_, h, w) = self.source.box, self.size
         full_h, full_w = self.source.size
         y = ((np.arange(size[0]) + 0.5) * full_h / size[0] - box.top) / box.height * h - 0.5
         x = ((np.arange(size[1]) + 0.5) * full_w / size[1] - box.left) / box.width * w - 0.5
-        outside_y = torch.from_numpy((y < -0.5) | (y > h - 0.5))
-        outside_x = torch.from_numpy((x < -0.5) | (x > w - 0.5))
+        # what lies outside is always a run at either end, and slices are filled faster than masks
+        top, bottom = np.searchsorted(y, [-0.5, h - 0.5], side="right")
+        left, right = np.searchsorted(x, [-0.5, w - 0.5], side="right")
         for frame in self._stream(self.source.clip_index(times), y, x, order=order):
-            frame[outside_y, :] = torch.nan
-            frame[:, outside_x] = torch.nan
+            frame[:top] = frame[bottom:] = torch.nan
+            frame[:, :left] = frame[:, right:] = torch.nan
             yield frame
 
     def over_time(self, times: Sequence[float] | None = None) -> Float[Tensor, "n"]:
@@ -170,11 +174,16 @@ class Explanation:
             raise OptionError(
                 f"{path}: cannot write {suffix!r}: use one of {known}, or no suffix for a folder"
             )
+        try:
+            signature(WRITERS[suffix]).bind(self, path, **options)
+        except TypeError as error:
+            raise OptionError(f"{path}: {error}") from error
         return WRITERS[suffix](self, path, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """What a notebook shows: a small embedded video where drawing is available, and one line of text."""
-        return {"text/plain": repr(self)} | {mime: show(self) for mime, show in REPRS.items()}
+        wanted = [m for m in REPRS if (not include or m in include) and not (exclude and m in exclude)]
+        return {"text/plain": repr(self)} | {mime: REPRS[mime](self) for mime in wanted}
 
     def __repr__(self) -> str:
         p = self.provenance
@@ -220,11 +229,15 @@ class Explanation:
                     covering[moment].append((part, row, rows, cols))
         for parts in covering:
             assert parts, "every clip frame is covered by a part"
-            total = sum(
-                part.weight * (rows @ (row @ part.values.flatten(1)).view(part.values.shape[1:]) @ cols.T)
+            whole = sum(part.weight for part, *_ in parts)
+            # weights go to the small grids: a product with every pixel would cost as much as the map itself
+            maps = [
+                rows
+                @ ((row @ part.values.flatten(1)).view(part.values.shape[1:]) * (part.weight / whole))
+                @ cols.T
                 for part, row, rows, cols in parts
-            )
-            yield torch.as_tensor(total) / sum(part.weight for part, *_ in parts)
+            ]
+            yield maps[0] if len(maps) == 1 else torch.stack(maps).sum(dim=0)
 
 
 def scaled(saliency: Tensor, low: float, high: float) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from tubelens.layout import Layout
 from tubelens.target import ScoreKind
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """A black box: clips in [0, 1], before normalisation, to scores."""
 

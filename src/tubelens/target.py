@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ ScoreKind = Literal["logits", "probs", "sigmoid"]
 """What a model returns: logits, softmax probabilities (sum 1), or one sigmoid a label."""
 
 
+@runtime_checkable
 class Target(Protocol):
     """A differentiable function of the scores; a frozen dataclass, so that its repr rebuilds it."""
 

@@ -90,7 +90,8 @@ def _mirror(i: np.ndarray, n: int) -> np.ndarray:
     """Reflect indices about the first and the last sample (the samples themselves are not repeated)."""
     period = 2 * (n - 1)
     j = np.mod(i, period)
-    return np.where(j < n, j, period - j)
+    reflected: np.ndarray = np.where(j < n, j, period - j)
+    return reflected
 
 
 @lru_cache(maxsize=256)

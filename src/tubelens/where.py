@@ -29,7 +29,7 @@ class Where(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ig
     """While active, records for each tensor which axes of the clip its dimensions are."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.records: Any = WeakTensorKeyDictionary()
 
     def start(self, clips: Tensor) -> None:

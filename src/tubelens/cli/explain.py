@@ -122,7 +122,8 @@ class Explain:
         options: dict[str, Any] = {"stride": self.stride, "frames": self.frames, "pad": self.pad}
         options = {key: value for key, value in options.items() if value is not None}
         if self.sampling == "windows":
-            return model.windows(video, start=self.start, overlap=self.overlap, **options)  # type: ignore[no-any-return]
+            windows: ClipWindows = model.windows(video, start=self.start, overlap=self.overlap, **options)
+            return windows
         return model.read(video, self.sampling, start=self.start, seed=self.seed, **options)
 
     def _explain_one(

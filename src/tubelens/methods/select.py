@@ -8,7 +8,7 @@ strong ones, so global information is lost. Look at the full map first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from tubelens.errors import OptionError
 By = Literal["weight", "activation", "contribution"]
 
 
+@runtime_checkable
 class Selection(Protocol):
     """A weight in [0, 1] for each feature."""
 

@@ -102,8 +102,8 @@ def generate(
         task: `"key"` or `"dir"`; None: drawn.
         label: class index into `LABELS`; None: drawn. The same seed with another label of the same task is
             the same scene in which only the deciding object differs.
-        frames: frames; the paths are as long whatever their number.
-        size: height and width in pixels; radii and paths scale with it.
+        frames: frames; speeds are per frame, so more of them show more of the paths.
+        size: height and width in pixels; radii and speeds scale with it.
 
     Raises:
         OptionError: an unknown task or label, a label of the other task, or an empty clip.
@@ -148,7 +148,6 @@ def _thing(
     shape: str | None,
     way: str | None,
     fast: float,
-    frames: int,
     size: int,
 ) -> _Thing:
     """An object at random; `red`, `shape` and `way` are what the label may fix.
@@ -158,10 +157,10 @@ def _thing(
     hue_red, hue_other = rng.uniform(-0.035, 0.035), rng.uniform(0.13, 0.87)
     colour = _rgb(hue_red if red else hue_other, rng.uniform(0.75, 1.0), rng.uniform(0.7, 1.0))
     plain, any_way = rng.choice(PLAIN), rng.choice(list(STEPS))
-    radius = rng.uniform(0.095, 0.12) * size
+    radius = rng.uniform(0.1, 0.125) * size
     tilt, slant = rng.uniform(-0.3, 0.3, size=2)
     dy, dx = STEPS[way or str(any_way)]
-    speed = fast * rng.uniform(0.22, 0.38) * size / (frames - 1)
+    speed = fast * rng.uniform(0.015, 0.025) * size
     cos, sin = np.cos(slant), np.sin(slant)
     place = rng.uniform(0.05, 0.95, size=2) * (size - 1)
     return _Thing(
@@ -193,13 +192,13 @@ def _paint(seed: int, label: int, frames: int, size: int, evidence: bool, distra
     distractor = np.zeros((frames, size, size), dtype=bool)
     for _ in range(2 + int(others.integers(2))):
         # half again as fast as the evidence on average, and never slower than the fastest evidence
-        thing = _thing(others, False, None, None, fast=1.75, frames=frames, size=size)
+        thing = _thing(others, False, None, None, fast=1.75, size=size)
         distractor |= _stamp(video, thing, paint=distractors)
 
     task = _task(label)
     shape = KEYS[label] if task == "key" else None
     way = list(STEPS)[label - len(KEYS)] if task == "dir" else None
-    thing = _thing(deciding, task == "dir", shape, way, fast=1.0, frames=frames, size=size)
+    thing = _thing(deciding, task == "dir", shape, way, fast=1.0, size=size)
     truth = _stamp(video, thing, paint=evidence)
 
     video -= 0.5
@@ -223,12 +222,12 @@ def _ground(rng: np.random.Generator, frames: int, size: int) -> Float32[np.ndar
     """A random texture in greyish colours, standing still or drifting: linear value noise of two grains."""
     base = rng.uniform(0.25, 0.75) + rng.uniform(-0.06, 0.06, size=3)
     moves = rng.random() < 0.5
-    drift = rng.uniform(-0.3, 0.3, size=2) * moves  # of the frame, over the clip
+    drift = rng.uniform(-0.3, 0.3, size=2) * moves * frames / 16  # of the frame, over the clip
     video = np.empty((3, frames, size, size), dtype=np.float32)
     video[:] = base[:, None, None, None]
     for cells in (int(rng.integers(3, 7)), int(rng.integers(10, 22))):
         n = int(1.6 * cells) + 2
-        strength = rng.uniform(0.03, 0.13)
+        strength = rng.uniform(0.02, 0.08)
         grey = rng.uniform(-1, 1, size=(1, n, n)) + 0.35 * rng.uniform(-1, 1, size=(3, n, n))
         knots = (strength * grey).astype(np.float32)
         rows, cols = (_hats(d, cells, n, frames, size) for d in drift)

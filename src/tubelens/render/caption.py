@@ -148,15 +148,15 @@ def _step(size: int) -> int:
 def _arranged(
     caption: Caption, time: str, width: int, height: int
 ) -> tuple[int, list[list[Run]], bool] | None:
-    """Font size, lines, and whether the time is shown: the fullest form that fits; None if none is legible."""
-    full = max(SMALLEST, round(6 + 0.028 * height))
+    """Font size, lines, whether the time is shown: the fullest form that fits; None if none is legible."""
+    full = max(SMALLEST, round(6.5 + 0.025 * height))
     small = max(SMALLEST, round(full * 0.85))
     for size, two, other, value, right, least in _forms(full, small, time, bool(caption.other)):
         rows = 2 if two else 1
         if _step(size) * rows + _pad(size) > 0.25 * height:
             continue
         font, bold = _font(size, False), _font(size, True)
-        room = width - 2 * _pad(size)
+        room = float(width - 2 * _pad(size))
         after = f"  {caption.value}" if value and caption.value else ""
         tail = f" · {caption.other}" if other and caption.other and not two else ""
         gap = font.getlength("   " + right) if right else 0.0
@@ -222,11 +222,12 @@ def strip_rows(height: int) -> int:
 def draw_strip(frame: np.ndarray, over_time: Float[np.ndarray, "n"], now: int, colours: Lut) -> int:
     """Draw mean heat over time as a coloured area with a play-head, in place, at the foot of the frame.
 
-    Height and colour are shares of the highest of the values, counted from zero.
+    The height is a share of the highest value, counted from zero; the colour is that of the value itself, as
+    on the picture.
 
     Args:
         frame: RGB or RGBA, uint8.
-        over_time: mean heat (at least 0) of every frame that is drawn.
+        over_time: mean heat, in [0, 1], of every frame that is drawn.
         now: the frame that is shown.
         colours: the table of the colour map.
 
@@ -251,13 +252,14 @@ def _area(values: Sequence[float], width: int, rows: int, colours: bytes) -> np.
     """The strip without its play-head, `(rows, width, 4)`: the same for every frame, so kept."""
     table = np.frombuffer(colours, dtype=np.uint8).reshape(256, 3)
     highest = max(max(values), 1e-12)
-    share = np.interp(np.linspace(0, len(values) - 1, width), np.arange(len(values)), values) / highest
-    level = share * (rows - 1)  # one row stays dark above the highest
+    value = np.interp(np.linspace(0, len(values) - 1, width), np.arange(len(values)), values)
+    level = value / highest * (rows - 1)  # one row stays dark above the highest
     fill = np.clip(level[None, :] - np.arange(rows)[::-1, None], 0, 1)[..., None]
-    colour = table[np.clip(share * 255, 0, 255).astype(int)][None].astype(float)
+    colour = table[np.clip(value * 255, 0, 255).astype(int)][None].astype(float)
     out = np.empty((rows, width, 4), dtype=np.uint8)
-    out[..., :3] = np.round(fill * colour)
-    out[..., 3] = np.round(_BAR[3] + (255 - _BAR[3]) * fill[..., 0])
+    opaque = fill + (1 - fill) * _BAR[3] / 255  # the area over the black bar
+    out[..., :3] = np.round(fill * colour / opaque)
+    out[..., 3] = np.round(255 * opaque[..., 0])
     return out
 
 

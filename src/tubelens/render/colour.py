@@ -46,8 +46,9 @@ def lut(name: str) -> Lut:
 def _lut(name: str) -> Lut:
     if name not in colormaps:
         raise OptionError(f"unknown colour map {name!r}{nearest(name, list(colormaps))}")
-    rgba = colormaps[name](np.arange(256), bytes=True)
-    return np.ascontiguousarray(rgba[:, :3])
+    rgba: np.ndarray = colormaps[name](np.arange(256), bytes=True)
+    table: np.ndarray = rgba[:, :3].copy()
+    return table
 
 
 def published_jet() -> Lut:
@@ -56,7 +57,8 @@ def published_jet() -> Lut:
     Matplotlib's jet has other break points and is up to 34 of 255 away.
     """
     i = np.arange(256)[:, None]
-    return np.clip(383 - np.abs(4 * i - 255 * np.array([3, 2, 1])), 0, 255).astype(np.uint8)
+    table: np.ndarray = np.clip(383 - np.abs(4 * i - 255 * np.array([3, 2, 1])), 0, 255).astype(np.uint8)
+    return table
 
 
 def levels(heat: Heat) -> UInt8[np.ndarray, "h w"]:
@@ -85,7 +87,8 @@ def heat_tube(frame: Frame, heat: Heat, colours: Lut, alpha: float = ALPHA) -> F
     index = levels(heat)
     mask = weights(alpha)[index]
     mask[np.isnan(heat)] = 0
-    return _picture(Image.composite(_painted(index, colours), Image.fromarray(frame), Image.fromarray(mask)))
+    painted = _painted(index, colours)
+    return _picture(Image.composite(painted, Image.fromarray(frame), Image.fromarray(mask)))
 
 
 def paper_tube(frame: Frame, heat: Heat, colours: Lut | None = None) -> Frame:
@@ -162,30 +165,23 @@ def _near(heat: Heat, level: float, reach: int) -> tuple[np.ndarray, np.ndarray,
         grown[:, :-1] |= cross[:, 1:]
         cross = grown
     y, x = np.nonzero(cross & seen)
-    h, w = heat.shape
-    gy, gx = (
-        _slope(heat, y, x, np.maximum(y - 1, 0), x, np.minimum(y + 1, h - 1), x),
-        _slope(heat, y, x, y, np.maximum(x - 1, 0), y, np.minimum(x + 1, w - 1)),
-    )
-    steep = np.maximum(np.hypot(gy, gx), 1e-6)
+    steep = np.maximum(np.hypot(_slope(heat, y, x, 1, 0), _slope(heat, y, x, 0, 1)), 1e-6)
     return y, x, np.abs(heat[y, x] - level) / steep
 
 
-def _slope(
-    heat: Heat,
-    y: np.ndarray,
-    x: np.ndarray,
-    y0: np.ndarray,
-    x0: np.ndarray,
-    y1: np.ndarray,
-    x1: np.ndarray,
-) -> np.ndarray:
-    """Heat a pixel between two neighbours of `(y, x)`; a neighbour that is NaN is replaced by the pixel."""
-    here, before, after = heat[y, x], heat[y0, x0], heat[y1, x1]
-    lost_before, lost_after = np.isnan(before), np.isnan(after)
-    before, after = np.where(lost_before, here, before), np.where(lost_after, here, after)
-    run = (y1 - y0) + (x1 - x0) - lost_before.astype(int) - lost_after.astype(int)
-    return (after - before) / np.maximum(run, 1)
+def _slope(heat: Heat, y: np.ndarray, x: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Heat a pixel along one axis; at an edge of the frame or of the crop from the one side that is there."""
+    h, w = heat.shape
+    here = heat[y, x]
+    before = heat[np.maximum(y - down, 0), np.maximum(x - across, 0)]
+    after = heat[np.minimum(y + down, h - 1), np.minimum(x + across, w - 1)]
+    ahead, behind = after - here, here - before
+    sides = np.stack([ahead, behind])
+    there = np.isfinite(sides) & np.stack(
+        [np.where(down, y < h - 1, x < w - 1), np.where(down, y > 0, x > 0)]
+    )
+    slope: np.ndarray = np.where(there, sides, 0).sum(0) / np.maximum(there.sum(0), 1)
+    return slope
 
 
 def mark_crop(frame: np.ndarray, box: Box, size: tuple[int, int]) -> None:
@@ -204,28 +200,22 @@ def mark_crop(frame: np.ndarray, box: Box, size: tuple[int, int]) -> None:
     top, bottom = ceil(box.top * h / size[0] - 0.5), floor((box.top + box.height) * h / size[0] + 0.5)
     left, right = ceil(box.left * w / size[1] - 0.5), floor((box.left + box.width) * w / size[1] + 0.5)
     line = max(1, round(line_width(h, w)))
-    across = slice(max(0, left - line), min(w, right + line))
-    down = slice(max(0, top - line), min(h, bottom + line))
-    bands: list[tuple[slice, slice, slice, slice]] = []  # the light line, then its dark neighbour
-    if top > 0:
-        bands.append(
-            (slice(max(0, top - line), top), across, slice(max(0, top - 2 * line), top - line), across)
-        )
-    if bottom < h:
-        bands.append((slice(bottom, bottom + line), across, slice(bottom + line, bottom + 2 * line), across))
-    if left > 0:
-        bands.append(
-            (down, slice(max(0, left - line), left), down, slice(max(0, left - 2 * line), left - line))
-        )
-    if right < w:
-        bands.append((down, slice(right, right + line), down, slice(right + line, right + 2 * line)))
-    for light_y, light_x, dark_y, dark_x in bands:
-        for region, colour, share in (
-            ((dark_y, dark_x), 0, 0.45),
-            ((light_y, light_x), 255, 0.8),
-        ):
-            part = frame[region]
-            part[..., :3] = np.round(part[..., :3] * (1 - share) + colour * share).astype(np.uint8)
+
+    def ring(near: int, far: int) -> list[tuple[slice, slice]]:
+        """The four sides of a frame around the part, from `near` to `far` pixels off; may be empty."""
+        t0, t1, b0, b1 = (min(max(y, 0), h) for y in (top - far, top - near, bottom + near, bottom + far))
+        l0, l1, r0, r1 = (min(max(x, 0), w) for x in (left - far, left - near, right + near, right + far))
+        return [
+            (slice(t0, t1), slice(l0, r1)),
+            (slice(b0, b1), slice(l0, r1)),
+            (slice(t1, b0), slice(l0, l1)),
+            (slice(t1, b0), slice(r0, r1)),
+        ]
+
+    for sides, value, share in ((ring(0, line), 255, 0.8), (ring(line, 2 * line), 0, 0.45)):
+        for side in sides:
+            part = frame[side]
+            part[..., :3] = np.round(part[..., :3] * (1 - share) + value * share).astype(np.uint8)
             if channels == 4:
                 part[..., 3] = np.maximum(part[..., 3], round(255 * share))
 

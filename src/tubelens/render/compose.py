@@ -89,9 +89,7 @@ def look(
     styles = (style,) if isinstance(style, str) else tuple(style)
     for name in styles:
         if name not in STYLES:
-            raise OptionError(
-                f"unknown style {name!r}{nearest(name, STYLES)}: one of {', '.join(STYLES)}"
-            )
+            raise OptionError(f"unknown style {name!r}{nearest(name, STYLES)}: one of {', '.join(STYLES)}")
     if not styles:
         raise OptionError(f"no style given: one of {', '.join(STYLES)}")
     opacity = colour.ALPHA if alpha is None else float(alpha)
@@ -108,7 +106,8 @@ class Drawing:
         times: seconds of every frame that will come.
         fps: of the source.
         size: height and width of the drawn frames, all columns together.
-        audio: the file and the seconds whose sound belongs to it; None where there is none.
+        audio: the file, and the seconds of the first and the last frame, for the sound between them; None
+            where there is none.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class Drawing:
             self.size = (self._column[0], self._column[1] * columns)
             self.audio: tuple[str, float, float] | None = None
             if self.video.has_audio and self.video.path is not None:
-                self.audio = (self.video.path, self.times[0], self.times[-1] + 1 / self.video.fps)
+                self.audio = (self.video.path, self.times[0], self.times[-1])
             self._limits = [e.limits for e in self.explanations]
             self._over_time = [over_time(e, self.times) if look.strip else None for e in self.explanations]
         except BaseException:
@@ -248,9 +247,7 @@ def frames(
     """
     drawing = Drawing(
         explanations,
-        look(
-            style, beside=beside, caption=caption, strip=strip, colormap=colormap, alpha=alpha, rgba=rgba
-        ),
+        look(style, beside=beside, caption=caption, strip=strip, colormap=colormap, alpha=alpha, rgba=rgba),
         on=on,
         fit=fit,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,17 @@ def draw(
 ) -> Path:
     """Draw one explanation, or several of one video side by side; the suffix decides what is written.
 
-    `.mp4` keeps the source's frame size, times and sound; `.webm` too, without sound, and with `style="focus"`
-    the heat is its alpha channel; `.gif`; `.png` is a contact sheet (see `figure`); no suffix is a folder of
-    PNG frames with `info.json`.
+    - `.mp4`, `.webm`: frame size, times and sound of the source (H.264 needs even sides: an odd one grows by
+      a pixel). With `style="focus"` the heat is the alpha channel of a `.webm`; elsewhere focus is on black.
+    - `.gif`: at most 480 pixels a side.
+    - `.png`: a contact sheet, see `figure`; `beside`, `caption`, `strip`, `fps` and `fit` do not apply.
+    - no suffix: a folder of PNG frames (focus: with alpha) and `info.json`.
 
     Args:
         explanations: one, or several of the same video.
         path: where to write; missing folders are made.
-        style: `heat`, `paper` (the published overlay), `focus` or `contour`; several are columns of a video and
-            rows of a sheet. Default: heat for a video, all but paper for a sheet.
+        style: `heat`, `paper` (the published overlay), `focus` or `contour`; several are columns of a video
+            and rows of a sheet. Default: heat for a video, all but paper for a sheet.
         beside: the original at the left (a sheet always shows it).
         caption: target, probability, predicted class and time, inside the frame.
         strip: mean heat over time with a play-head, inside the frame.
@@ -64,7 +65,8 @@ def draw(
         The path.
 
     Raises:
-        OptionError: a suffix that nothing draws, unknown style or colour map, explanations of different videos.
+        OptionError: a suffix that nothing draws, unknown style or colour map, `fps` or `fit` out of range,
+            explanations of different videos.
         VideoError: the source is gone or has changed.
         OutputError: no room, no permission; nothing half-written is left.
     """
@@ -77,11 +79,7 @@ def draw(
         raise OptionError(f"fps must be positive, not {fps}")
     if suffix == ".png":
         sheet = figure(explanations, style=style, frames=columns, colormap=colormap, alpha=alpha, on=on)
-        with warnings.catch_warnings():  # a label may hold letters that the font lacks: boxes, and no noise
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            picture = pixels(sheet)
-        write_png(path, picture)
-        return path
+        return write_png(path, pixels(sheet))
     styles = style or "heat"
     clear = "focus" in ((styles,) if isinstance(styles, str) else styles) and suffix in (".webm", "")
     how = look(
@@ -93,14 +91,18 @@ def draw(
         rate = fps or drawing.fps
         with _sink(path, suffix, drawing, rate, clear, sound=fps is None) as sink:
             for done, (seconds, frame) in enumerate(drawing):
-                sink.write(frame, seconds - drawing.times[0] if fps is None else done / fps)
+                sink.write(frame, seconds if fps is None else done / fps)
                 if progress is not None:
                     progress(done + 1, len(drawing))
     return path
 
 
 def write(
-    explanation: Explanation, path: str | os.PathLike[str], *, with_: Sequence[Explanation] = (), **options: Any
+    explanation: Explanation,
+    path: str | os.PathLike[str],
+    *,
+    with_: Sequence[Explanation] = (),
+    **options: Any,
 ) -> Path:
     """What `Explanation.save` calls: `draw` of the explanation and of those `with_` it."""
     return draw([explanation, *with_], path, **options)
@@ -113,11 +115,12 @@ WRITERS.update(dict.fromkeys(SUFFIXES, write))
 def _sink(path: Path, suffix: str, drawing: Drawing, rate: float, clear: bool, sound: bool) -> Any:
     """Where the frames go."""
     if suffix == "":
-        return FolderSink(path, info(drawing))
+        return FolderSink(path, info(drawing), count=len(drawing))
     if suffix == ".gif":
         return GifSink(path, fps=rate)
-    audio = drawing.audio if sound and suffix == ".mp4" else None
-    return VideoSink(path, size=drawing.size, fps=rate, alpha=clear, audio_from=audio)
+    return VideoSink(
+        path, size=drawing.size, fps=rate, alpha=clear, audio_from=drawing.audio if sound else None
+    )
 
 
 def info(drawing: Drawing) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def html(explanation: Explanation) -> str:
         method = escape(explanation.provenance.method)
     except Exception:
         return f"<pre>{escape(object.__repr__(explanation))}</pre>"
-    words = f'<div style="font:13px sans-serif;max-width:640px">{line} <span style="color:#777">{method}</span></div>'
+    words = f'<div style="font:13px sans-serif">{line} <span style="color:#777">{method}</span></div>'
     try:
         data, (h, w) = _video(explanation)
     except Exception as error:  # a page must show, whatever became of the video
@@ -45,9 +45,8 @@ def _video(explanation: Explanation) -> tuple[bytes, tuple[int, int]]:
             VideoSink(path, size=drawing.size, fps=drawing.fps) as sink,
         ):
             for seconds, frame in drawing:
-                sink.write(frame, seconds - drawing.times[0])
-            return_size = drawing.size
-        return path.read_bytes(), return_size
+                sink.write(frame, seconds)
+        return path.read_bytes(), drawing.size
 
 
 REPRS["text/html"] = html

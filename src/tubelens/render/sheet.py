@@ -7,7 +7,9 @@ pictures keep their exact proportions. No part of it touches pyplot.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +88,6 @@ def figure(
         h, w = many[0].source.size
         cell_h = cell_w * h / w
         size = (max(1, round(cell_h * DPI)), max(1, round(cell_w * DPI)))
-        if size[0] > h:  # never enlarged: the figure's own interpolation does that
-            size = (h, w)
         pictures = _pictures(video, shown, many, rows, how, size)
     pictures_h = len(rows) * (cell_h + _GAP)
     curve_h = _CURVE if len(moments.times) > 1 else 0.0
@@ -100,7 +100,8 @@ def figure(
         return sheet.add_axes((left / total_w, 1 - (top + high) / total_h, wide / total_w, high / total_h))
 
     path = many[0].source.path
-    _title(sheet, many, Path(path).name if path else "")
+    with _quiet():
+        _title(sheet, many, Path(path).name if path else "")
     for r, row in enumerate(rows):
         for c, seconds in enumerate(shown.times):
             ax = axes(_LEFT + c * (cell_w + _GAP), _HEAD + r * (cell_h + _GAP), cell_w, cell_h)
@@ -108,7 +109,8 @@ def figure(
             ax.set_axis_off()
             if r == 0:
                 ax.set_title(f"{seconds:.2f} s", fontsize=8, color=_SOFT, pad=3)
-        _name(sheet, row.name, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h)
+        with _quiet():
+            _name(sheet, row.name, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h)
     heated = [r for r, row in enumerate(rows) if row.style in ("heat", "paper", "contour")]
     if heated:
         paper = all(rows[r].style == "paper" for r in heated) and not how.own
@@ -118,16 +120,26 @@ def figure(
         )
         _colour_bar(sheet, bar, colour.published_jet() if paper else how.colours, many)
     if curve_h:
-        ax = axes(_LEFT, _HEAD + pictures_h + 0.26, columns * (cell_w + _GAP) - _GAP, curve_h)
-        _curves(ax, many, moments.spread(600).times, shown.times)
+        wide = columns * (cell_w + _GAP) - _GAP
+        ax = axes(_LEFT, _HEAD + pictures_h + 0.26, wide, curve_h)
+        _curves(ax, many, moments.spread(600).times, shown.times, wide)
     return sheet
 
 
 def pixels(sheet: Figure) -> np.ndarray:
     """The figure drawn at its own resolution, `(h, w, 3)` uint8."""
     canvas = FigureCanvasAgg(sheet)
-    canvas.draw()
+    with _quiet():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A label may hold letters that the font lacks: they become boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def _rows(many: Sequence[Explanation], styles: Sequence[str]) -> list[Row]:
@@ -240,25 +252,28 @@ def _colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Exp
 
 
 def _curves(
-    ax: Axes, many: Sequence[Explanation], times: Sequence[float], shown: Sequence[float]
+    ax: Axes, many: Sequence[Explanation], times: Sequence[float], shown: Sequence[float], wide: float
 ) -> None:
-    """Mean heat over time, and where the shown frames are."""
+    """Mean heat over time, and where the shown frames are; the axes are `wide` inches wide."""
     top = 0.0
+    letters = max(8, int(wide / len(many) / 0.08) - 12)
     for number, e in enumerate(many):
         values = over_time(e, times)
         top = max(top, float(values.max()))
         line = _LINES[number % len(_LINES)]
         caption = caption_of(e)
-        ax.plot(times, values, color=line, linewidth=1.3, label=f"{caption.label} {caption.value}", zorder=3)
+        name = caption.label if len(caption.label) <= letters else caption.label[: letters - 1].rstrip() + "…"
+        ax.plot(times, values, color=line, linewidth=1.3, label=f"{name} {caption.value}", zorder=3)
         if len(many) == 1:
             ax.fill_between(times, 0, values, color=line, alpha=0.15, linewidth=0, zorder=2)
-        ax.plot(shown, np.interp(shown, times, values), "o", color=line, markersize=3.5, zorder=4, clip_on=False)
+        dots = np.interp(shown, times, values)
+        ax.plot(shown, dots, "o", color=line, markersize=3.5, zorder=4, clip_on=False)
     for seconds in shown:
         ax.axvline(seconds, color="#b5b5b5", linewidth=0.7, zorder=1)
     ax.set_xlim(times[0], times[-1])
     ax.set_ylim(0, top * 1.15 or 1)
     ax.set_xlabel("seconds", fontsize=8, color=_SOFT, labelpad=2)
-    ax.set_ylabel("mean heat", fontsize=8, color=_SOFT)
+    ax.set_title("mean heat", loc="left", fontsize=8, color=_SOFT, pad=3)
     ax.tick_params(labelsize=7, colors=_SOFT, length=2, width=0.5)
     ax.locator_params(axis="y", nbins=3)
     for side in ("top", "right"):
@@ -267,6 +282,6 @@ def _curves(
         ax.spines[side].set_linewidth(0.5)
     if len(many) > 1:
         plain: dict[str, Any] = {"frameon": False, "handlelength": 1.2, "borderpad": 0, "borderaxespad": 0.3}
-        key = ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(many), fontsize=8, **plain)
+        key = ax.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(many), fontsize=8, **plain)
         for text in key.get_texts():
             text.set_parse_math(False)

@@ -58,7 +58,7 @@ def open_source(source: Source, on: On = None) -> Frames:
         given = on if on is not None else source.array if source.path is None else source.path
     if given is None:
         raise VideoError(
-            "this explanation is of an array, which is not stored with it: pass on= with the frames to draw on"
+            "this explanation is of an array, which is not stored: pass on= with the frames to draw on"
         )
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
@@ -78,7 +78,7 @@ def open_source(source: Source, on: On = None) -> Frames:
             )
         if on is None and source.sha256 is not None and video.sha256() != source.sha256:
             raise VideoError(
-                f"{name}: has changed since it was explained: explain it again, or pass on= to draw on it anyway"
+                f"{name}: has changed since it was explained: explain it again, or pass on= to draw anyway"
             )
     except BaseException:
         video.close()
@@ -105,8 +105,8 @@ class Moments:
         inside = [(i, t) for i, t in enumerate(video.times()) if start - EPSILON <= t <= end + EPSILON]
         if not inside:
             raise VideoError(
-                f"{video.path or 'the array'}: has no frames from {start:.2f} to {end:.2f} s, the part that is "
-                "explained: pass on= with the video that was explained"
+                f"{video.path or 'the array'}: has no frames from {start:.2f} to {end:.2f} s, the part "
+                "that was explained: pass on= with the video that was explained"
             )
         return cls(*(tuple(column) for column in zip(*inside, strict=True)))
 
@@ -143,7 +143,7 @@ def fit_to(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np
     if frame.shape[:2] == tuple(size):
         return frame
     h, w = size
-    return np.array(Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def over_time(explanation: Explanation, times: Sequence[float]) -> Float[np.ndarray, "n"]:

@@ -11,12 +11,16 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from tubelens.errors import VideoError
+from tubelens.video.extent import is_short, lacks_moov
 
 if av.logging.get_level() is not None:  # libav would print its own warnings on the user's terminal
     av.logging.set_level(None)
 
 SEEKABLE = {"mov", "mp4", "matroska", "webm"}
 """Formats whose seeks land on a keyframe that is where it says; others are decoded from their start."""
+
+LISTS = {"concat", "hls", "dash", "sdp", "rtsp", "imf"}
+"""Formats that only name other files."""
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
@@ -50,19 +54,23 @@ def open_container(file: Path) -> InputContainer:
         VideoError: not a container, or one that is cut off before its index.
     """
     try:
-        return av.open(
+        container = av.open(
             f"file:{file}", "r", container_options={"protocol_whitelist": "file"}, metadata_errors="replace"
         )
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, PermissionError):
             raise VideoError(f"{file}: no permission to read it: change its mode or owner") from error
-        if _lacks_moov(file):
+        if lacks_moov(file):
             raise VideoError(
-                f"{file}: cut off: its index (moov) is missing, so nothing can be read; copy or record it again"
+                f"{file}: cut off: its index (moov) is missing, so nothing can be read; copy it again"
             ) from error
         raise VideoError(
             f"{file}: not a video that can be read ({reason(error)}): check the file, or re-encode it as MP4"
         ) from error
+    if formats(container) & LISTS:
+        container.close()
+        raise VideoError(f"{file}: a list of other files, not a video: give the video itself")
+    return container
 
 
 def video_stream(container: InputContainer, file: Path) -> VideoStream:
@@ -100,56 +108,29 @@ def cut_off(container: InputContainer, stream: VideoStream, file: Path, got: int
         container: the file, read to its end.
         stream: the video of it.
         file: named in the error.
-        got: frames read when all of them were, 0 when only the end is known.
-        end: seconds, on the container's clock, at which the last packet of any stream ended.
+        got: whole frames that were read.
+        end: seconds, on the container's clock, at which the last whole packet of any stream ended.
 
     Raises:
-        VideoError: clearly less than promised.
+        VideoError: the file is shorter than it says, and frames are missing.
     """
-    names = formats(container)
-    promised = stream.frames if names & {"mov", "avi"} else 0
-    if "mov" in names:
-        size = file.stat().st_size
-        entries = [(entry.pos, entry.size) for entry in stream.index_entries]
-        whole = sum(at + length <= size for at, length in entries)
-        if promised and whole < len(entries):
-            raise VideoError(_cut(file, whole, len(entries)))
-    elif names & {"matroska", "webm", "avi", "flv"}:
-        last = _stated_end(container, stream)
-        # The promise is rounded, and sound may outlast it: only a clear gap means that data are missing.
-        if last is not None and end < last - max(0.5, 0.05 * last):
-            rate = float(stream.average_rate or 25)
-            total = promised or max(got + 1, round(last * rate))
-            raise VideoError(_cut(file, got or max(0, round(end * rate)), total))
-
-
-def _cut(file: Path, got: int, total: int) -> str:
-    return f"{file}: cut off: {got} of {total} frames can be read; repair or re-encode it"
-
-
-def _stated_end(container: InputContainer, stream: VideoStream) -> float | None:
-    """Seconds that the header promises for the whole file, None where it says nothing."""
-    if container.duration is not None and container.duration > 0:
-        return float(container.duration) / av.time_base
-    if stream.duration is not None and stream.time_base is not None and stream.duration > 0:
-        return float(stream.duration * stream.time_base)
-    return None
-
-
-def _lacks_moov(file: Path) -> bool:
-    """Whether it begins like an MP4 or MOV file and its list of boxes ends before a `moov`."""
-    size, at, begins = file.stat().st_size, 0, False
-    with file.open("rb") as data:
-        while at + 8 <= size:
-            data.seek(at)
-            head = data.read(16)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            begins = begins or kind == b"ftyp"
-            if not begins or kind == b"moov":
-                return False
-            if length == 1:
-                length = int.from_bytes(head[8:16], "big")
-            if length < 8:
-                break
-            at += length
-    return begins
+    if not is_short(file):
+        return
+    size = file.stat().st_size
+    entries = (
+        [(entry.pos, entry.size) for entry in stream.index_entries] if "mov" in formats(container) else []
+    )
+    if entries and stream.frames:
+        got = sum(at + length <= size for at, length in entries)
+        total: int | None = len(entries)
+    elif stream.frames:
+        total = stream.frames
+    elif container.duration is not None and container.duration > 0 and "mov" not in formats(container):
+        rate, last = float(stream.average_rate or 25), container.duration / av.time_base
+        total = max(got + 1, round(last * rate)) if end < last - 1.5 / rate else got
+    else:
+        total = None
+    if total is None or got < total:
+        of = "the first" if total is None else f"{got} of"
+        count = got if total is None else total
+        raise VideoError(f"{file}: cut off: {of} {count} frames can be read; repair or re-encode it")

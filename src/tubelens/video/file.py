@@ -8,15 +8,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsIndex
 
 import av
-import numpy as np
 from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
 
-from tubelens.errors import OptionError, VideoError
+from tubelens.errors import VideoError
 from tubelens.video.container import (
     SEEKABLE,
     cut_off,
@@ -26,11 +23,10 @@ from tubelens.video.container import (
     regular_file,
     video_stream,
 )
-from tubelens.video.orient import Turn, upright
-
-Frame = UInt8[np.ndarray, "h w c"]
-THREADS = max(1, min(4, os.cpu_count() or 1))
-"""Decoder threads: each holds frames of its own, and a long 1080p video must fit in little memory."""
+from tubelens.video.cursor import Cursor, hidden
+from tubelens.video.display import Frame, Turn, over_black, upright
+from tubelens.video.extent import is_short
+from tubelens.video.moments import check_start, increasing, shown_at
 
 
 @dataclass(frozen=True)
@@ -51,94 +47,6 @@ class Index:
         if right == len(self.pts) or (right and pts - self.pts[right - 1] < self.pts[right] - pts):
             return right - 1
         return right
-
-
-class Cursor:
-    """One pass of a decoder over a file: `for pts, frame in cursor`, with `seek` in between.
-
-    Frames come in the order shown. A packet that cannot be decoded is skipped: the reader notices when a
-    frame that it wants does not come.
-    """
-
-    def __init__(self, frames: FileFrames) -> None:
-        self.frames = frames
-        self.container = open_container(frames.file)
-        self.stream = video_stream(self.container, frames.file)
-        self.decoder = _decoder(self.stream)
-        self.last: int | None = None
-        self._packets: Iterator[Any] = self.container.demux(self.stream)
-        self._ready: list[Any] = []
-        self._step = max(1, round(1 / (float(self.stream.average_rate or 25) * float(frames.time_base))))
-
-    def __enter__(self) -> Cursor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._packets = iter(())
-        self._ready = []
-        self.container.close()
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return self
-
-    def __next__(self) -> tuple[int, Any]:
-        while not self._ready:
-            try:
-                packet = next(self._packets)
-            except (av.FFmpegError, OSError) as error:
-                raise VideoError(f"{self.frames.file}: cannot be read further: {reason(error)}") from error
-            try:
-                self._ready = self.decoder.decode(packet)[::-1]
-            except av.FFmpegError:
-                continue
-        frame = self._ready.pop()
-        self.frames.decoded += 1
-        pts = frame.pts
-        if pts is None:
-            pts = 0 if self.last is None else self.last + self._step
-        self.last = pts
-        return pts, frame
-
-    def seek(self, pts: int) -> None:
-        """Go to a keyframe shown at or before `pts`.
-
-        Where a seek lands is checked, because an index may count in decoding time; if it lands too late, an
-        earlier place is tried, and at last the start of the file.
-        """
-        for back in (0, 2, 10):
-            goal = pts - round(back / self.frames.time_base)
-            if goal <= self.frames.origin:
-                break
-            self._jump(goal)
-            if self._packets_begin_by(pts):
-                return
-        self.restart()
-
-    def restart(self) -> None:
-        """Go back to the first frame, by opening the file again: not every format can seek there."""
-        self.container.close()
-        self.container = open_container(self.frames.file)
-        self.stream = video_stream(self.container, self.frames.file)
-        self.decoder = _decoder(self.stream)
-        self._packets, self._ready = self.container.demux(self.stream), []
-
-    def _jump(self, goal: int) -> None:
-        self._ready = []
-        try:
-            self.container.seek(goal, stream=self.stream, backward=True)
-        except (av.FFmpegError, OSError):
-            self._packets = iter(())
-            return
-        self.decoder.flush_buffers()
-        self._packets = self.container.demux(self.stream)
-
-    def _packets_begin_by(self, pts: int) -> bool:
-        first = next(self._packets, None)
-        if first is None or first.pts is None or first.pts > pts or not first.is_keyframe:
-            return False
-        rest = self._packets
-        self._packets = iter(_chain(first, rest))
-        return True
 
 
 class FileFrames:
@@ -164,8 +72,7 @@ class FileFrames:
             self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
             self.has_audio = bool(container.streams.audio)
             self._seekable = bool(names & SEEKABLE) or ("avi" in names and stream.codec.intra_only)
-            # AVI numbers packets, not frames: where frames are stored out of order, only a decoder knows which
-            # packet is which frame.
+            # AVI numbers packets: where frames are stored out of order, only a decoder knows which is which.
             self._counted = "avi" in names and not stream.codec.intra_only
             declared = stream.average_rate if names & (SEEKABLE | {"avi", "gif"}) else None
             fastest = float(stream.base_rate or declared or 25)
@@ -176,7 +83,7 @@ class FileFrames:
 
     def _first(self) -> None:
         """Decode one frame: the only sure source of size, rotation and the time stamp of the first frame."""
-        with Cursor(self) as cursor:
+        with self._cursor() as cursor:
             first = next(cursor, None)
             if first is None:
                 cut_off(cursor.container, cursor.stream, self.file, 0, 0.0)
@@ -187,6 +94,12 @@ class FileFrames:
         self.rotation = self._turn.degrees
         self.size = self._turn.size(self._stored)
         self.decoded = 0
+
+    def _cursor(self) -> Cursor:
+        return Cursor(self.file, self.origin, self._tick)
+
+    def _tick(self) -> None:
+        self.decoded += 1
 
     def _measured_rate(self) -> float:
         times = self.times()
@@ -201,7 +114,7 @@ class FileFrames:
         index = self._index()
         return [float((pts - index.pts[0]) * self.time_base) for pts in index.pts]
 
-    def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, float, Frame]]:
+    def pick(self, indices: Iterable[SupportsIndex]) -> Iterator[tuple[int, float, Frame]]:
         """Frames by number, in one pass: `(number, seconds, frame)`.
 
         Args:
@@ -212,7 +125,7 @@ class FileFrames:
             VideoError: a frame that cannot be decoded, or of another size than the first.
         """
         wanted = increasing(indices, len(self._index().pts), str(self.file))
-        with Cursor(self) as cursor:
+        with self._cursor() as cursor:
             for number, pts, frame in self._visit(cursor, wanted):
                 yield number, float((pts - self._index().pts[0]) * self.time_base), self._rgb(frame, pts)
 
@@ -253,7 +166,7 @@ class FileFrames:
             for _, seconds, frame in self.pick(range(first, bisect_right(times, end + self._tolerance))):
                 yield seconds, frame
             return
-        with Cursor(self) as cursor:
+        with self._cursor() as cursor:
             for seconds, pts, frame in self._from(cursor, start - self._tolerance):
                 if seconds > end + self._tolerance:
                     return
@@ -274,7 +187,7 @@ class FileFrames:
             for _, seconds, frame in self.pick(range(first, len(times), stride)):
                 yield seconds, frame
             return
-        with Cursor(self) as cursor:
+        with self._cursor() as cursor:
             before, number = None, 0
             for seconds, pts, frame in self._from(cursor, start + slack):
                 if seconds <= start + slack:
@@ -297,8 +210,8 @@ class FileFrames:
             cursor.seek(goal)
         for pts, frame in cursor:
             yield float((pts - self.origin) * self.time_base), pts, frame
-        end = float(((cursor.last or 0) + 1) * self.time_base)
-        cut_off(cursor.container, cursor.stream, self.file, 0, end)
+        if is_short(self.file):
+            self.times()  # counts what is there, and says so
 
     def _index(self) -> Index:
         if self._known is None:
@@ -314,16 +227,16 @@ class FileFrames:
             stream = video_stream(container, self.file)
             vp8 = stream.codec_context.name in ("vp8", "libvpx")
             try:
-                for packet in container.demux(stream, *container.streams.audio[:1]):
+                for packet in container.demux():
                     if packet.size == 0:
                         continue
                     base = packet.time_base
-                    if packet.pts is not None and base is not None:
+                    if packet.pts is not None and base is not None and not packet.is_corrupt:
                         end = max(end, float((packet.pts + (packet.duration or 0)) * base))
                     if packet.stream_index != stream.index:
                         continue
-                    count += 1
-                    if packet.is_discard or (vp8 and _hidden(packet)):
+                    count += not packet.is_corrupt
+                    if packet.is_discard or (vp8 and hidden(packet)):
                         continue
                     if packet.pts is None:
                         usable = False
@@ -343,12 +256,10 @@ class FileFrames:
     def _read_frames(self) -> Index:
         """The index from a decoding pass; nothing is kept but time stamps."""
         self._counted, self._seekable = True, False
-        with Cursor(self) as cursor:
+        with self._cursor() as cursor:
             pts = sorted(stamp for stamp, _ in cursor)
-            cut_off(
-                cursor.container, cursor.stream, self.file, len(pts), float((pts[-1] + 1) * self.time_base)
-            )
-            step = cursor._step
+            step = cursor.step
+            cut_off(cursor.container, cursor.stream, self.file, len(pts), float(pts[-1] * self.time_base))
         if len(set(pts)) < len(pts):
             pts = [pts[0] + number * step for number in range(len(pts))]
         return Index(pts, [0])
@@ -359,8 +270,8 @@ class FileFrames:
             seconds = float((pts - self.origin) * self.time_base)
             was = "x".join(map(str, self._stored[::-1]))
             raise VideoError(
-                f"{self.file}: the frame at {seconds:.2f} s is {frame.width}x{frame.height}, the first is {was}"
-                ": re-encode it to one size"
+                f"{self.file}: the frame at {seconds:.2f} s is {frame.width}x{frame.height}, the first is"
+                f" {was}: re-encode it to one size"
             )
         clear = any(part.is_alpha for part in frame.format.components) or frame.format.has_palette
         picture = self._reformat.reformat(frame, format="rgba" if clear else "rgb24", threads=1)
@@ -379,65 +290,3 @@ class FileFrames:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def over_black(frame: UInt8[np.ndarray, "h w c"]) -> Frame:
-    """RGB, with transparent parts laid over black."""
-    if frame.shape[2] == 3:
-        return frame
-    colour, alpha = frame[..., :3].astype(np.uint16), frame[..., 3:].astype(np.uint16)
-    return ((colour * alpha + 127) // 255).astype(np.uint8)
-
-
-def increasing(indices: Iterable[int], count: int, name: str) -> list[int]:
-    """The frame numbers, if they increase and exist.
-
-    Raises:
-        OptionError: otherwise.
-    """
-    wanted = [int(i) for i in indices]
-    if any(b <= a for a, b in pairwise(wanted)):
-        raise OptionError(f"{name}: frame numbers must increase, each once")
-    if wanted and not (wanted[0] >= 0 and wanted[-1] < count):
-        bad = wanted[0] if wanted[0] < 0 else wanted[-1]
-        raise OptionError(f"{name}: there is no frame {bad}: the video has {count} frames")
-    return wanted
-
-
-def shown_at(times: list[float], start: float, fps: float, name: str) -> int:
-    """Number of the frame on screen at `start`.
-
-    Raises:
-        OptionError: the video has ended by then.
-    """
-    check_start(start, times[-1] + 1 / fps, fps, name)
-    return max(0, bisect_right(times, start + 0.1 / fps) - 1)
-
-
-def check_start(start: float, end: float, fps: float, name: str) -> None:
-    """Raise OptionError when `start` is past the end (seconds)."""
-    if start >= end - 0.1 / fps:
-        raise OptionError(f"{name}: start {start:g} s is past the end: the video lasts {end:.2f} s")
-
-
-def _decoder(stream: Any) -> Any:
-    """The decoder of a stream. libav's own VP8 and VP9 decoders drop the alpha plane; libvpx keeps it."""
-    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    if name and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
-        decoder: Any = av.CodecContext.create(name, "r")
-        decoder.extradata = stream.codec_context.extradata
-    else:
-        decoder = stream.codec_context
-        decoder.thread_type = "AUTO"
-    decoder.thread_count = THREADS
-    return decoder
-
-
-def _hidden(packet: Any) -> bool:
-    """Whether a VP8 packet only updates a reference: bit 4 of its first byte is `show_frame`."""
-    return not bytes(packet)[0] >> 4 & 1
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from torch import Tensor
 
 from tubelens.errors import InputError, OptionError
-from tubelens.video.file import FileFrames, Frame, increasing, shown_at
+from tubelens.video.display import Frame
+from tubelens.video.file import FileFrames
 from tubelens.video.images import FolderFrames
+from tubelens.video.moments import increasing, shown_at
 
 
 class ArrayFrames:
@@ -52,7 +54,7 @@ class ArrayFrames:
         """Seconds of every frame; the first is 0."""
         return [number / self.fps for number in range(len(self.array))]
 
-    def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, float, np.ndarray]]:
+    def pick(self, indices: Iterable[SupportsIndex]) -> Iterator[tuple[int, float, np.ndarray]]:
         """Frames by number, increasing: `(number, seconds, frame)`; one channel is shown as grey.
 
         Raises:

@@ -7,13 +7,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tubelens.errors import VideoError
-from tubelens.video.file import Frame, check_start, increasing, over_black, shown_at
+from tubelens.video.display import Frame, over_black
+from tubelens.video.moments import increasing, shown_at
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 SWAPPED = {5, 6, 7, 8}
@@ -57,15 +59,15 @@ class FolderFrames:
             size = _size(file)
             if size != self.size:
                 raise VideoError(
-                    f"{file}: is {size[1]}x{size[0]}, but {self.files[0].name} is {self.size[1]}x{self.size[0]}"
-                    ": bring all frames to one size"
+                    f"{file}: is {size[1]}x{size[0]}, but {self.files[0].name} is"
+                    f" {self.size[1]}x{self.size[0]}: bring all frames to one size"
                 )
 
     def times(self) -> list[float]:
         """Seconds of every frame; the first is 0."""
         return [number / self.fps for number in range(len(self.files))]
 
-    def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, float, Frame]]:
+    def pick(self, indices: Iterable[SupportsIndex]) -> Iterator[tuple[int, float, Frame]]:
         """Frames by number: `(number, seconds, frame)`.
 
         Args:
@@ -93,7 +95,6 @@ class FolderFrames:
         Raises:
             OptionError: the folder ends before `start`.
         """
-        check_start(start, len(self.files) / self.fps, self.fps, str(self.path))
         first = shown_at(self.times(), start, self.fps, str(self.path))
         for _, seconds, frame in self.pick(range(first, len(self.files), stride)):
             yield seconds, frame
@@ -160,6 +161,9 @@ def _size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            return (width, height) if image.getexif().get(0x0112) in SWAPPED else (height, width)
+            # A PNG may keep its orientation behind the pixels: asking for it would decode them.
+            early = image.format != "PNG" or "exif" in image.info
+            swapped = early and image.getexif().get(0x0112) in SWAPPED
+            return (width, height) if swapped else (height, width)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error

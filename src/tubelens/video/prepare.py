@@ -106,7 +106,7 @@ class Prepare:
         if isinstance(video, ArrayFrames) and (channels != 3 or not set(bands) <= set("RGB")):
             if channels != len(bands):
                 raise OptionError(
-                    f"the array has {channels} channels but the clip needs ({', '.join(bands)}):"
+                    f"the array has {channels} channels but the clip needs {', '.join(bands)}:"
                     " name one band a channel"
                 )
         elif set(bands) <= set("RGB"):

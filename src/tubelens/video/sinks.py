@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -33,6 +33,8 @@ CODECS = {
     ".webm": ("libvpx-vp9", "libopus", {"crf": "24", "b": "0", "cpu-used": "5", "row-mt": "1"}, {}),
 }
 
+S = TypeVar("S", bound="_Sink")
+
 
 class _Sink:
     """What sinks share: the temporary path, renamed at a clean end."""
@@ -44,7 +46,7 @@ class _Sink:
         self.count = 0
         self._place: AbstractContextManager[Path] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self: S) -> S:
         self._place = replacing(self.path, folder=self.folder)
         temporary = self._place.__enter__()
         try:

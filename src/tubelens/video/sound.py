@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,11 @@ class Sound:
         self._output.mux(self._stream.encode(None))
 
     def _push(self, piece: np.ndarray) -> None:
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), format="fltp", layout=self._layout)
-        frame.sample_rate = RATE
-        frame.pts = self._written
+        samples = piece if self._form == "fltp" else piece.T.reshape(1, -1)  # planes, or interleaved
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), self._form, self._layout)
+        frame.sample_rate, frame.pts, frame.time_base = RATE, self._written, Fraction(1, RATE)
         self._written += piece.shape[1]
-        for ready in AudioResampler(self._form, self._layout, RATE).resample(frame):
-            ready.pts = frame.pts
-            self._fifo.write(ready)
+        self._fifo.write(frame)
         size = self._stream.codec_context.frame_size or 1024
         while (block := self._fifo.read(size)) is not None:
             self._output.mux(self._stream.encode(block))

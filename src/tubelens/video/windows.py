@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tubelens.clip import Clip, Pad, Windows, plan
 from tubelens.model import InputSpec
-from tubelens.video.file import shown_at
 from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.moments import shown_at
 from tubelens.video.prepare import Prepare, Shape, after, source_of
 
 

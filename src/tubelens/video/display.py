@@ -1,4 +1,4 @@
-"""Turning stored frames upright."""
+"""From stored frames to displayed ones: upright, and RGB without transparency."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+
+Frame = UInt8[np.ndarray, "h w c"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,11 @@ def upright(frame: UInt8[np.ndarray, "h w c"], turn: Turn) -> UInt8[np.ndarray, 
     if turn.mirror:
         frame = frame[:, ::-1]
     return np.ascontiguousarray(np.rot90(frame, turn.degrees // 90))
+
+
+def over_black(frame: UInt8[np.ndarray, "h w _"]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB, with transparent parts laid over black."""
+    if frame.shape[2] == 3:
+        return frame
+    colour, alpha = frame[..., :3].astype(np.uint16), frame[..., 3:].astype(np.uint16)
+    return ((colour * alpha + 127) // 255).astype(np.uint8)
