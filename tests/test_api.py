@@ -107,7 +107,7 @@ def test_explain_gives_one_or_a_list():
 def test_wrong_methods_and_options():
     with pytest.raises(OptionError, match=r"unknown method 'tube' .did you mean 'tubes'"):
         tl.explain(labelled(), clip(), "tube")
-    with pytest.raises(OptionError, match="method 'tubes': .*unexpected keyword argument 'nodes'"):
+    with pytest.raises(OptionError, match=r"method 'tubes': .*unexpected keyword argument 'nodes'"):
         tl.explain(labelled(), clip(), "tubes", nodes=3)
     with pytest.raises(OptionError, match="options go with a method's name"):
         tl.explain(labelled(), clip(), tl.Tubes(), layer="body")
@@ -124,7 +124,7 @@ def test_wrap_finds_layer_and_kind_of_scores():
     assert tl.wrap(Small(), frames=8, size=24).layer == "body"
     with pytest.raises(InputError, match="5 classes, but 2 labels"):
         tl.wrap(Small(), frames=8, size=24, labels=["a", "b"])
-    with pytest.raises(LayerError, match="no layer 'bod' .did you mean"):
+    with pytest.raises(LayerError, match=r"no layer 'bod' .did you mean"):
         tl.wrap(Small(), frames=8, size=24, layer="bod")
     with pytest.raises(InputError, match="does not accept a clip batch of 1x1x8x24x24"):
         tl.wrap(Small(), frames=8, size=24, bands="I", pack=lambda x: x)

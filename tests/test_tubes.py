@@ -252,6 +252,28 @@ def test_one_pass_for_all_targets(small: TorchModel):
         torch.testing.assert_close(alone.grid, why.grid)
 
 
+@pytest.mark.parametrize("parity", [None, "paper"])
+def test_more_targets_than_cells_give_the_same_maps(parity: str | None):
+    """Cell by cell through the head, instead of a backward a target."""
+    torch.manual_seed(0)
+    net = order_one(Small(classes=150), clip().pixels[None])
+    method = Tubes(layer="body", parity=parity)  # type: ignore[arg-type]
+    many = method(model(net), clip(), [*(Logit(i) for i in range(150)), Contrast(3, 4)])
+    assert many[0].provenance.backwards == 1
+    for i in (0, 77, 149):
+        (alone,) = method(model(net), clip(), [Logit(i)])
+        torch.testing.assert_close(many[i].grid, alone.grid, atol=1e-5, rtol=1e-4)
+        facts, own = many[i].provenance.facts, alone.provenance.facts
+        assert facts["constant"] == pytest.approx(own["constant"], abs=1e-5)
+    torch.testing.assert_close(many[150].grid, many[3].grid - many[4].grid, atol=1e-5, rtol=1e-4)
+    with pytest.raises(HeadError, match="affine"):
+        Tubes(layer="body")(
+            model(order_one(Small(150, HEADS["squared"]), clip().pixels[None])),
+            clip(),
+            [Logit(i) for i in range(150)],
+        )
+
+
 def test_repr_rebuilds_the_method():
     for method in (Tubes(), Tubes(layer="a.b", select=AtLeast(0.5), parity="paper")):
         assert eval(repr(method)) == method

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -89,9 +87,9 @@ def test_audio_only(tmp_path: Path) -> None:
 
 
 def test_cover_picture_is_not_a_video(tmp_path: Path) -> None:
-    path = tmp_path / "song.mkv"
+    path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as out:
-        sound = out.add_stream("pcm_s16le", rate=48000)
+        sound = out.add_stream("aac", rate=48000)
         cover: Any = out.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
@@ -99,10 +97,9 @@ def test_cover_picture_is_not_a_video(tmp_path: Path) -> None:
         packets = cover.encode(picture) + cover.encode(None)
         out.mux(packets)
         write_tone(out, sound, 440.0, 0.0, 0.5)
+        out.mux(sound.encode(None))
     with av.open(str(path)) as check:
-        marked = check.streams.video[0].disposition & av.stream.Disposition.attached_pic
-    if not marked:
-        pytest.skip("this muxer does not mark cover pictures")
+        assert check.streams.video[0].disposition & av.stream.Disposition.attached_pic
     assert "has sound but no pictures" in message(path)
 
 
@@ -248,9 +245,9 @@ def test_pipe(tmp_path: Path) -> None:
     assert "a pipe, a socket or a device" in message(tmp_path / "pipe.mp4")
 
 
-def test_socket(tmp_path: Path) -> None:
+def test_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as s:
-        os.chdir(tmp_path)
         s.bind("s.mp4")
         assert "a pipe, a socket or a device" in message(tmp_path / "s.mp4")
 
@@ -269,12 +266,13 @@ def test_odd_names(tmp_path: Path) -> None:
         assert [read_code(f) for _, _, f in open_video(path).pick([0, 2])] == [0, 2]
 
 
-def test_libav_prints_nothing(tmp_path: Path) -> None:
+def test_libav_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = half(write_video(tmp_path / "a.mp4", noisy(), muxing={"movflags": "+faststart"}))
-    code = (
-        "import sys; from tubelens.video import open_video\n"
-        "v = open_video(sys.argv[1]); list(v.between(0.0, 1.0))\n"
-        "try: v.times()\nexcept Exception as e: print(type(e).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("VideoError\n", "")
+    capfd.readouterr()
+    video = open_video(path)
+    assert len(list(video.between(0.0, 1.0))) == 26
+    with pytest.raises(VideoError):
+        video.times()
+    with pytest.raises(VideoError):
+        list(video.run(0.0))
+    assert capfd.readouterr() == ("", "")

@@ -100,8 +100,14 @@ def wrap(
 
     Args:
         module: takes `(b, c, t, h, w)` unless `pack` says otherwise.
-        mean, std: of the normalisation, one number or one a band, on the scale [0, 1].
-        frames, size, resize, stride, rate, bands: see `InputSpec`.
+        mean: of the normalisation, one number or one a band, on the scale [0, 1].
+        std: likewise.
+        frames: clip length.
+        size: height and width of the centre crop.
+        resize: before it: the short side, or height and width; None: just covers the crop.
+        stride: frames from one sampled frame to the next in training.
+        rate: frames a second in training, in place of `stride`.
+        bands: one letter or one name a channel.
         labels: names of the classes.
         layer: to explain; default: the last one whose output still has time and space.
         layout: of that layer, an einops pattern or a `Layout`; found by itself for most networks.
@@ -182,6 +188,7 @@ def explain(
         target: a label, a class index, a `Target`; `None`: the strongest class; `"top3"`: the three
             strongest; or a sequence of these, all from the same forward.
         progress: told (done, total) after each forward where there are several.
+        **options: of a method given by name.
 
     Returns:
         One explanation, or a list where `target` is a sequence or `"topN"`.
@@ -197,15 +204,16 @@ def explain(
         found = _explain_windows(model, clip, chosen, target, progress or (lambda done, total: None))
     else:
         start = time.perf_counter()
-        with _capture(model, clip, chosen) as capture:
+        with _capture(model, clip, chosen, target) as capture:
             targets = resolve_targets(model, target, capture.scores)
             found = chosen.from_capture(capture, clip, targets, start)
     return found if _several(target) else found[0]
 
 
 @contextmanager
-def _capture(model: TorchModel, clip: Clip, method: Any) -> Iterator[Any]:
-    with capturing(model, clip.pixels[None], method.layer, probe=method.needs_probe) as capture:
+def _capture(model: TorchModel, clip: Clip, method: Any, target: object) -> Iterator[Any]:
+    count = len(target) if isinstance(target, list | tuple) else _top(target) or 1
+    with capturing(model, clip.pixels[None], method.layer, method.needs_probe, count) as capture:
         yield capture
 
 
@@ -230,7 +238,7 @@ def _explain_windows(
     first_pass, scores = len(scores), []
     values: list[list[float]] = []
     for first, clip in windows:
-        with _capture(model, clip, method) as capture:
+        with _capture(model, clip, method, target) as capture:
             targets = resolve_targets(model, target, capture.scores)
             last = method.from_capture(capture, clip, targets)
             scores.append(capture.scores.detach())

@@ -7,7 +7,7 @@ clone, because a later in-place operation would otherwise overwrite what was cap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -57,6 +57,8 @@ class Capture:
         leaf: the layer's output, raw layout, requires grad.
         scores: `(b, k)`, differentiable back to `leaf`.
         probe: random activations in the same place, and `probe_scores` the head's answer to them.
+        alone: the head's answer to no activations at all, then to each cell's alone, the others zero;
+            only where `capturing` was asked for more targets than there are cells.
         forwards: forward passes of one clip that were needed.
         backwards: passes back through the head so far.
     """
@@ -69,6 +71,7 @@ class Capture:
     scores: Float[Tensor, "b k"]
     probe: Tensor | None = None
     probe_scores: Float[Tensor, "b k"] | None = None
+    alone: Float[Tensor, "cells k"] | None = None
     forwards: int = 1
     backwards: int = 0
 
@@ -136,7 +139,11 @@ def vjp(values: Float[Tensor, "n"], leaf: Tensor) -> Float[Tensor, "n ..."]:
 
 @contextmanager
 def capturing(
-    model: TorchModel, clips: Float[Tensor, "b c t h w"], layer: str | None = None, probe: bool = False
+    model: TorchModel,
+    clips: Float[Tensor, "b c t h w"],
+    layer: str | None = None,
+    probe: bool = False,
+    targets: int = 1,
 ) -> Iterator[Capture]:
     """Run the model once and cut the graph at `layer`; the model is as it was when the block ends.
 
@@ -146,6 +153,9 @@ def capturing(
         layer: name; None: the model's own, else the default that a dry run finds.
         probe: also put random activations at the layer, as extra rows of the same forward, so that the head
             can be tested (or in a second forward, where the head does not take a wider batch).
+        targets: how many will be explained. Where a probe is wanted and there are more targets than cells,
+            each cell of one clip is also put through the head alone: for an affine head that gives the
+            contributions to all targets without a backward for each.
 
     Raises:
         LayerError: no such layer, not reached, or without time and space.
@@ -158,8 +168,8 @@ def capturing(
         forwards += 1
     module = model.submodule(name)
     with untouched(model.module):
-        cut, scores, runs = _run(model, module, name, clips, probe)
-        layout = model.layouts.get(name) or cut.layout
+        cut, scores, runs = _run(model, module, name, clips, probe, targets)
+        layout = cut.layout
         if layout is None:
             shape = "x".join(map(str, cut.leaf.shape))
             raise LayerError(
@@ -176,7 +186,8 @@ def capturing(
             cut.leaf,
             scores[:b],
             cut.probe,
-            scores[b:] if probe else None,
+            scores[b : 2 * b] if probe else None,
+            scores[2 * b :] if cut.cells else None,
             forwards + runs - 1,
         )
 
@@ -184,26 +195,52 @@ def capturing(
 class _Cut:
     """The hook: cuts the graph at a layer's output and goes on from a leaf, or from random activations."""
 
-    def __init__(self, where: Where, probe: bool, substitute: bool) -> None:
-        self.where, self.wants_probe, self.substitute = where, probe, substitute
+    def __init__(
+        self, where: Where, declared: Layout | None, clips: int, probe: bool, targets: int, swap: bool
+    ) -> None:
+        self.where, self.clips = where, clips
+        self.wants_probe, self.targets, self.swap = probe, targets, swap
         self.leaf = self.probe = None  # type: Any
-        self.layout: Layout | None = None
+        self.layout = declared
+        self.cells = 0
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         tensor = output[0] if isinstance(output, tuple | list) and output else output
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise LayerError(f"a {type(module).__name__} layer does not give a tensor of numbers")
-        self.layout = self.where.layout(tensor)
+        self.layout = self.layout or self.where.layout(tensor)
         torch.set_grad_enabled(True)
         self.leaf = tensor.detach().clone().requires_grad_()
         onward = self.leaf.clone()
         if self.wants_probe:
             self.probe = _random_like(self.leaf)
-            onward = self.probe.clone() if self.substitute else torch.cat([onward, self.probe])
+            rows = [self.probe.clone()] if self.swap else [onward, self.probe, *self._alone()]
+            onward = torch.cat(rows)
         self.where.copy(tensor, onward)
         if isinstance(output, tuple | list):
             return type(output)((onward, *output[1:]))
         return onward
+
+    def _alone(self) -> list[Tensor]:
+        """Nothing, then every cell by itself, as further rows; none where that would not pay."""
+        layout = self.layout
+        if layout is None or layout.prefix:
+            return []
+        grid = layout.to_grid(self.leaf.detach())
+        b, _, t, h, w = grid.shape
+        cells = t * h * w
+        too_large = cells * grid.numel() * grid.element_size() > MAX_GRADIENT_BYTES
+        if b != 1 or self.targets <= cells or too_large:
+            return []
+        self.cells = cells
+        masks = torch.eye(cells, dtype=grid.dtype, device=grid.device).view(cells, 1, t, h, w)
+        return [layout.from_grid(torch.zeros_like(grid)), layout.from_grid(grid * masks)]
+
+    def rows(self) -> int:
+        """Scores to expect."""
+        if self.swap or not self.wants_probe:
+            return self.clips
+        return 2 * self.clips + (1 + self.cells if self.cells else 0)
 
 
 def _random_like(activations: Tensor) -> Tensor:
@@ -215,25 +252,19 @@ def _random_like(activations: Tensor) -> Tensor:
 
 
 def _run(
-    model: TorchModel, module: nn.Module, name: str, clips: Tensor, probe: bool
+    model: TorchModel, module: nn.Module, name: str, clips: Tensor, probe: bool, targets: int
 ) -> tuple[_Cut, Tensor, int]:
     """The cut, the scores (those of the probe after the clips') and the forwards it took."""
     if not probe:
-        return *_forward(model, module, name, clips, _modes(), False, False), 1
+        return *_forward(model, module, name, clips), 1
     try:
-        return *_forward(model, module, name, clips, _modes(), True, False), 1
+        return *_forward(model, module, name, clips, probe=True, targets=targets), 1
     except InputError:
         # the head does not take a wider batch: a second forward with the probe in the layer's place
-        cut, scores = _forward(model, module, name, clips, _modes(), False, False)
-        other, answer = _forward(model, module, name, clips, _modes(), True, True)
+        cut, scores = _forward(model, module, name, clips)
+        other, answer = _forward(model, module, name, clips, probe=True, swap=True)
         cut.probe = other.probe
         return cut, torch.cat([scores, answer]), 2
-
-
-def _modes() -> list[Callable[[], Any]]:
-    # a network that runs its backbone under its own no_grad comes out of it in the outer mode, which then
-    # has to have gradients on
-    return [torch.no_grad, torch.enable_grad]
 
 
 def _forward(
@@ -241,19 +272,21 @@ def _forward(
     module: nn.Module,
     name: str,
     clips: Tensor,
-    modes: Sequence[Callable[[], Any]],
-    probe: bool,
-    substitute: bool,
+    probe: bool = False,
+    targets: int = 1,
+    swap: bool = False,
 ) -> tuple[_Cut, Tensor]:
-    for mode in modes:
+    # a network that runs its backbone under its own no_grad comes out of it in the outer mode, which then
+    # has to have gradients on
+    for mode in (torch.no_grad, torch.enable_grad):
         where = Where()
-        cut = _Cut(where, probe, substitute)
+        cut = _Cut(where, model.layouts.get(name), len(clips), probe, targets, swap)
         handle = module.register_forward_hook(cut)
         pixels = clips.to(model.device)
         try:
             with mode(), where:
                 where.start(pixels)
-                scores = model.run(pixels, copies=2 if probe and not substitute else 1)
+                scores = model.run(pixels, rows=cut.rows)
         finally:
             handle.remove()
         if cut.leaf is None:

@@ -55,6 +55,11 @@ class Layout:
             ) from error
         return grid
 
+    def from_grid(self, grid: Float[Tensor, "b c t h w"]) -> Tensor:
+        """The inverse of `to_grid`, for layouts without leading tokens."""
+        output: Tensor = rearrange(grid, f"b c t h w -> {self.pattern}")
+        return output
+
     def place(self, axis: str, cells: int, extent: int) -> Centres:
         """Centres of the `cells` along one axis of an input of `extent`; even tiling where not recorded."""
         known = self.centres.get(axis)

@@ -107,12 +107,14 @@ class TorchModel:
         with untouched(self.module), torch.no_grad():
             return checked(self.run(clips), self.name)
 
-    def run(self, clips: Float[Tensor, "b c t h w"], copies: int = 1) -> Float[Tensor, "_ k"]:
+    def run(
+        self, clips: Float[Tensor, "b c t h w"], rows: Callable[[], int] | None = None
+    ) -> Float[Tensor, "_ k"]:
         """One forward as the caller's context has set it up; shapes are checked, values are not.
 
         Args:
             clips: a batch.
-            copies: scores expected for each clip: more than one where a hook widens the batch on the way.
+            rows: asked afterwards how many scores are expected, where a hook widened the batch on the way.
         """
         packed = self.pack(clips.to(self.device))
         try:
@@ -123,10 +125,11 @@ class TorchModel:
             reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
             shape = "x".join(map(str, clips.shape))
             raise InputError(f"{self.name} does not accept a clip batch of {shape}: {reason}") from error
-        if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != copies * clips.shape[0]:
+        expected = rows() if rows else clips.shape[0]
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != expected:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InputError(
-                f"{self.name} must return scores of shape ({copies * clips.shape[0]}, classes), got {got}: "
+                f"{self.name} must return scores of shape ({expected}, classes), got {got}: "
                 "give an `unpack` that takes them out"
             )
         return scores

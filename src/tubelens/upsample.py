@@ -26,7 +26,9 @@ Align = Literal["centres", "endpoints"]
 Order = Literal[0, 1, 3]
 
 
-def fractional_index(places: Sequence[float] | np.ndarray, centres: Sequence[float]) -> Float64[np.ndarray, "m"]:
+def fractional_index(
+    places: Sequence[float] | np.ndarray, centres: Sequence[float]
+) -> Float64[np.ndarray, "m"]:
     """Where `places` fall among samples at `centres` (increasing or decreasing), in sample numbers.
 
     Beyond the outermost centres the result is held at 0 or n-1.

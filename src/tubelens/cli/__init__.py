@@ -30,6 +30,8 @@ VERBS: dict[str, type[Any]] = {
     "methods": inspect.Methods,
 }
 
+STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+
 USAGE = """usage: tubelens VERB [options]
 
 Shows where and when a video classifier looked.
@@ -105,7 +107,7 @@ def parse(args: list[str]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(make, args=rest, prog=f"tubelens {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(make, args=rest, prog=f"tubelens {verb}", config=STYLE)
     except SystemExit as stop:
         if stop.code in (0, None):
             return None

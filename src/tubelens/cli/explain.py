@@ -15,6 +15,7 @@ from tubelens.clip import Clip, Pad
 from tubelens.errors import OptionError, TubelensError
 from tubelens.explanation import WRITERS, Explanation
 from tubelens.methods import method
+from tubelens.methods.select import Strongest
 from tubelens.model import TorchModel
 from tubelens.render import draw
 from tubelens.video import ClipWindows
@@ -47,6 +48,10 @@ class Explain:
     """Labels or class indices; top3 is the three strongest; default the strongest."""
     layer: str | None = None
     """Layer to explain (`tubelens layers` lists them)."""
+    strongest: int | None = None
+    """Keep only so many features, the strongest; the map is then no longer the whole decision."""
+    parity: Literal["paper"] | None = None
+    """Scale and alignment as published, for comparison with old figures."""
     out: str = "tubes"
     """A folder; for one video, method and target also a file, whose suffix decides what is written."""
     format: tuple[Format, ...] = ("mp4",)
@@ -86,7 +91,7 @@ class Explain:
         model = load_model(
             self.model, self.weights, seed=self.seed, labels=read_labels(self.labels), device=self.device
         )
-        methods = [method(name, **({"layer": self.layer} if self.layer else {})) for name in self.method]
+        methods = [method(name, **self._options()) for name in self.method]
         results: list[dict[str, Any]] = []
         code = 0
         for video, stem in zip(self.videos, _stems(self.videos), strict=True):
@@ -114,6 +119,14 @@ class Explain:
                 f"--out {self.out}: one file holds one video, method and target: give a folder, or --beside"
                 " for several targets in one picture"
             )
+
+    def _options(self) -> dict[str, Any]:
+        options = {
+            "layer": self.layer,
+            "parity": self.parity,
+            "select": None if self.strongest is None else Strongest(self.strongest),
+        }
+        return {key: value for key, value in options.items() if value is not None}
 
     def _several(self) -> bool:
         return len(self.target) > 1 or any(t.lower().startswith("top") and t != "top1" for t in self.target)

@@ -49,8 +49,8 @@ class Settings:
         empty: share of clips without evidence.
     """
 
-    steps: int = 640
-    short: float = 0.62
+    steps: int = 800
+    short: float = 0.6
     brief: tuple[int, int] = (96, 2)
     whole: tuple[int, int] = (16, 16)
     key: float = 0.65

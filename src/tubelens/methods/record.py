@@ -41,7 +41,7 @@ def predictions(
 
 
 class Recorder:
-    """Writes the provenance of explanations read off one capture of one clip; what they share is done once."""
+    """Writes the provenance of explanations read off one capture; what they share is done once."""
 
     def __init__(self, method: object, capture: Capture, seed: int | None = None) -> None:
         model, scores = capture.model, capture.scores.detach()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tubelens.capture import Capture, capturing, vjp
 from tubelens.clip import Clip
-from tubelens.errors import HeadError
+from tubelens.errors import HeadError, LayerError
 from tubelens.explanation import Explanation
 from tubelens.methods.record import Recorder
 from tubelens.methods.select import Selection
@@ -61,7 +61,8 @@ class Tubes:
             LayerError, ScoreError: see `tubelens.capture`.
         """
         start = time.perf_counter()
-        with capturing(model, clip.pixels[None], self.layer, probe=True) as capture:
+        count = len(targets)
+        with capturing(model, clip.pixels[None], self.layer, probe=True, targets=count) as capture:
             return self.from_capture(capture, clip, targets, start)
 
     def from_capture(
@@ -69,9 +70,12 @@ class Tubes:
     ) -> list[Explanation]:
         """The same from a capture (made with `probe=True`) that other methods share."""
         start = time.perf_counter() if start is None else start
-        gradients, constants, error = affine_head(capture, targets)
-        activations = capture.activations[0]
-        grids = self._maps(gradients[:, 0], activations)
+        if capture.alone is None or self.select is not None:
+            gradients, constants, error = affine_head(capture, targets)
+            grids = self._maps(gradients[:, 0], capture.activations[0])
+        else:
+            grids, constants, error = cell_by_cell(capture, targets)
+            grids = grids * grids[0].numel() if self.parity == "paper" else grids
         values = capture.values(targets).detach()[:, 0].tolist()
         note = Recorder(self, capture)
         align: Align = "endpoints" if self.parity == "paper" else "centres"
@@ -82,7 +86,7 @@ class Tubes:
                 clip.size,
                 clip.source,
                 target,
-                note(target, value, seconds, {"constant": constant, "completeness_error": float(error)}),
+                note(target, value, seconds, {"constant": constant, "completeness_error": error}),
                 align,
             )
             for grid, target, value, constant in zip(grids, targets, values, constants.tolist(), strict=True)
@@ -118,40 +122,85 @@ class Tubes:
 
 def affine_head(
     capture: Capture, targets: Sequence[Target]
-) -> tuple[Float[Tensor, "n b c t h w"], Float[Tensor, "n"], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, "n b c t h w"], Float[Tensor, "n"], float]:
     """Gradients of an affine head, its constants, and how exactly gradient x activation + constant = target.
-
-    The head is affine if its gradient is the same at the clip's activations and at random ones. All targets
-    are tested at once, by a random combination of them: it differs unless (with probability one) none does.
-    Comparing `W mean(A) + b` with the logit instead would prove nothing, because biases dominate it.
 
     Returns:
         Gradients as grids, one constant a target, and the largest error of the sum over the targets, as a
         share of the largest |target - constant|.
 
     Raises:
-        HeadError: the gradients differ.
+        HeadError: the head is not affine.
     """
     gradients = capture.gradients(targets)
-    assert capture.probe is not None, "capture with probe=True"
-    assert capture.probe_scores is not None
-    model = capture.model
-    generator = torch.Generator().manual_seed(len(targets))
-    mix = torch.randn(len(targets), generator=generator).to(gradients)
-    at_probe = torch.stack([t(capture.probe_scores, model.output) for t in targets])  # (n, b)
-    (mixed,) = vjp((mix @ at_probe).sum()[None], capture.probe)
-    mixed = capture.layout.to_grid(mixed)
-    expected = torch.einsum("n,nbcthw->bcthw", mix, gradients)
-    difference = float((mixed - expected).norm() / expected.norm())
+    mix, mixed, answers = _probed(capture, targets)
+    check_affine(capture, torch.einsum("n,nbcthw->bcthw", mix, gradients), mixed)
+    assert capture.probe is not None
+    probe = capture.layout.to_grid(capture.probe.detach())
+    constants = (answers - torch.einsum("nbcthw,bcthw->nb", gradients, probe))[:, 0]
+    sums = torch.einsum("nbcthw,bcthw->nb", gradients, capture.activations)[:, 0]
+    return gradients, constants, _error(capture, targets, sums, constants)
+
+
+def cell_by_cell(
+    capture: Capture, targets: Sequence[Target]
+) -> tuple[Float[Tensor, "n t h w"], Float[Tensor, "n"], float]:
+    """Contributions of every cell to every target, from the head's answers to the cells one at a time.
+
+    For an affine head h, a cell's contribution `sum_k g_k A_k` is `h(this cell of A alone) - h(0)`: one wider
+    batch through the head instead of one backward a target. Returns (with maps for gradients) and raises as
+    `affine_head`.
+    """
+    assert capture.alone is not None, "capture with more targets than cells"
+    mix, mixed, _ = _probed(capture, targets)
+    (gradient,) = vjp((mix @ capture.values(targets)).sum()[None], capture.leaf)
+    capture.backwards += 1
+    check_affine(capture, capture.layout.to_grid(gradient), mixed)
+    answers = torch.stack([target(capture.alone.detach(), capture.model.output) for target in targets])
+    constants = answers[:, 0]
+    maps = (answers[:, 1:] - constants[:, None]).view(-1, *capture.activations.shape[2:])
+    return maps, constants, _error(capture, targets, maps.sum(dim=(1, 2, 3)), constants)
+
+
+def check_affine(
+    capture: Capture, at_clip: Float[Tensor, "b c t h w"], at_probe: Float[Tensor, "b c t h w"]
+) -> None:
+    """The head is affine if its gradient at random activations is the one at the clip's.
+
+    All targets are tested at once, by the gradient of a random combination of them: it differs unless (with
+    probability one) none does. Comparing `W mean(A) + b` with the logit instead would prove nothing, because
+    biases dominate it.
+
+    Raises:
+        HeadError: the gradients differ.
+        LayerError: there is none.
+    """
+    if float(at_clip.abs().amax()) == 0:
+        raise LayerError(f"the scores of {capture.model.name} do not depend on layer {capture.layer!r}")
+    difference = float((at_probe - at_clip).norm() / at_clip.norm())
     if not difference <= AFFINE_TOLERANCE:
         raise HeadError(
-            f"tubes need a head that is affine from layer {capture.layer!r} on, and that of {model.name} is"
-            f" not (its gradient changes by {difference:.0%} with the activations): choose the layer that the"
-            " pooling reads (`tubelens layers`), or a method without this need: gradcam, layercam, rise"
+            f"tubes need a head that is affine from layer {capture.layer!r} on, and that of"
+            f" {capture.model.name} is not (its gradient changes by {difference:.0%} with the activations):"
+            " choose the layer that the pooling reads (`tubelens layers`), or a method without this need:"
+            " gradcam, layercam, rise"
         )
-    probe = capture.layout.to_grid(capture.probe.detach())
-    constants = (at_probe.detach() - torch.einsum("nbcthw,bcthw->nb", gradients, probe))[:, 0]
-    sums = torch.einsum("nbcthw,bcthw->nb", gradients, capture.activations)[:, 0]
+
+
+def _probed(
+    capture: Capture, targets: Sequence[Target]
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "b c t h w"], Float[Tensor, "n b"]]:
+    """A random combination of the targets, its gradient at the probe, and the targets there."""
+    assert capture.probe is not None, "capture with probe=True"
+    assert capture.probe_scores is not None
+    answers = torch.stack([target(capture.probe_scores, capture.model.output) for target in targets])
+    mix = torch.randn(len(targets), generator=torch.Generator().manual_seed(len(targets))).to(answers)
+    (gradient,) = vjp((mix @ answers).sum()[None], capture.probe)
+    return mix, capture.layout.to_grid(gradient), answers.detach()
+
+
+def _error(capture: Capture, targets: Sequence[Target], sums: Tensor, constants: Tensor) -> float:
+    """Largest |sum + constant - target| as a share of the largest |target - constant|."""
     values = capture.values(targets).detach()[:, 0]
-    error = (sums + constants - values).abs().max() / (values - constants).abs().max().clamp_min(1e-12)
-    return gradients, constants, error
+    own = (values - constants).abs().max().clamp_min(1e-12)
+    return float((sums + constants - values).abs().max() / own)

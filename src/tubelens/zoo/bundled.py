@@ -23,18 +23,30 @@ LABELS = (
 )
 """The planted classes, in the order of `tubelens.planted.LABELS` (a test compares them)."""
 WEIGHTS = "planted.safetensors"
-WIDTHS = (16, 32, 48, 64, 64)
-STRIDES = ((1, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+Triple = tuple[int, int, int]
+BLOCKS: tuple[tuple[int, Triple, Triple], ...] = (  # channels, kernel, stride
+    (24, (3, 4, 4), (1, 2, 2)),
+    (48, (4, 4, 4), (2, 2, 2)),
+    (64, (1, 3, 3), (1, 1, 1)),
+    (96, (1, 4, 4), (1, 2, 2)),
+    (96, (1, 1, 1), (1, 1, 1)),
+)
 SPEC = InputSpec(frames=16, size=(64, 64), resize=64)
 pack = Normalise((0.5,) * 3, (0.5,) * 3)
 
 
 class Block(nn.Sequential):
-    """3x3x3 convolution, batch norm, ReLU. Padding 1 on both sides: cell `i` looks at place `stride i`."""
+    """Convolution, batch norm, ReLU; the same padding on both sides.
 
-    def __init__(self, into: int, out: int, stride: tuple[int, int, int]) -> None:
+    Where it strides by 2 the kernel is 4 wide, so that cells tile the input: cell `i` of total stride `s`
+    looks at `s i + (s - 1) / 2`. (With kernel 3 its receptive field is centred on `s i`, but the last pixels
+    are then seen by outer taps alone, and training moves what the cells respond to by half a cell.)
+    """
+
+    def __init__(self, into: int, out: int, kernel: Triple, stride: Triple) -> None:
+        t, h, w = ((k - 1) // 2 for k in kernel)
         super().__init__(
-            nn.Conv3d(into, out, 3, stride, padding=1, bias=False),
+            nn.Conv3d(into, out, kernel, stride, padding=(t, h, w), bias=False),
             nn.BatchNorm3d(out),
             nn.ReLU(),
         )
@@ -43,14 +55,15 @@ class Block(nn.Sequential):
 class PlantedNet(nn.Module):
     """Five blocks, the mean over time and space, one linear layer: so tubes at `blocks` are exact.
 
-    16 frames of 64 x 64 become a grid of 8 x 16 x 16.
+    16 frames of 64 x 64 become a grid of 8 x 8 x 8. Shapes need no time and directions little, so only the
+    first two blocks look across frames.
     """
 
     def __init__(self, classes: int = len(LABELS)) -> None:
         super().__init__()
-        into = (3, *WIDTHS[:-1])
-        self.blocks = nn.Sequential(*(Block(*row) for row in zip(into, WIDTHS, STRIDES, strict=True)))
-        self.head = nn.Linear(WIDTHS[-1], classes)
+        widths = [3, *(out for out, _, _ in BLOCKS)]
+        self.blocks = nn.Sequential(*(Block(n, *row) for n, row in zip(widths, BLOCKS, strict=False)))
+        self.head = nn.Linear(widths[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

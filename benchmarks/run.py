@@ -1,0 +1,19 @@
+"""Every benchmark, one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = ("upsampling", "tubes_cost", "planted_table", "long_video")
+
+
+def main() -> None:
+    for name in sys.argv[1:] or NAMES:
+        print(f"── {name}", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=True)
+
+
+if __name__ == "__main__":
+    main()
