@@ -149,7 +149,7 @@ def test_existing_gradients_and_hooks_stay():
         assert torch.equal(before, p.grad)  # type: ignore[arg-type]
 
 
-def test_scripted_and_wrapped_networks_work():
+def test_wrapping_finds_the_layer_and_gives_the_same_map():
     net = Small().eval()
     reference = Tubes()(TorchModel(net, pack=lambda x: x, layer="body"), clip(), [Logit(2)])[0]
     twin = copy.deepcopy(net)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -300,18 +302,64 @@ def test_passes_do_not_disturb_each_other(long_video: Path) -> None:
     assert pairs == [(100 + i, 500 + i) for i in range(20)]
 
 
-def test_open_gop_seek(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_open_gop_seek(tmp_path: Path, suffix: str) -> None:
     """Frames that lead a keyframe need the group before it."""
     path = coded_video(
-        tmp_path / "open.mkv",
+        tmp_path / f"open.{suffix}",
         60,
         codec="libx265",
-        options={"x265-params": "log-level=none:open-gop=1:bframes=4:keyint=12:min-keyint=12"},
+        options={"x265-params": "log-level=none:open-gop=1:bframes=4:b-adapt=0:keyint=12:min-keyint=12"},
     )
     video = open_video(path)
-    for number in range(0, 60, 7):
+    for number in range(60):
         assert [read_code(f) for _, _, f in video.pick([number])] == [number]
         assert read_code(next(video.run(number / 25))[1]) == number
+
+
+def remux(source: Path, target: Path, change: Callable[[int, bytes, bool], tuple[bytes, bool]]) -> Path:
+    """Copy packets; `change(number, data, is_keyframe)` gives what is written."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as out:
+        stream = given.streams.video[0]
+        copy: Any = out.add_stream_from_template(stream)
+        for number, packet in enumerate(p for p in given.demux(stream) if p.size):
+            data, key = change(number, bytes(packet), packet.is_keyframe)
+            made = av.Packet(data)
+            made.stream, made.pts, made.dts, made.time_base = copy, packet.pts, packet.dts, packet.time_base
+            made.duration, made.is_keyframe = packet.duration, key
+            out.mux(made)
+    return target
+
+
+def test_a_keyframe_that_is_none(tmp_path: Path) -> None:
+    """A frame wrongly marked as a keyframe yields nothing after a seek; reading starts over."""
+    whole = coded_video(tmp_path / "a.mp4", 60, gop=60)
+    path = remux(whole, tmp_path / "b.mp4", lambda number, data, key: (data, key or number == 30))
+    assert [read_code(f) for _, _, f in open_video(path).pick([35, 50])] == [35, 50]
+
+
+def test_hidden_vp8_frames_are_not_counted(tmp_path: Path) -> None:
+    whole = coded_video(tmp_path / "a.webm", 20, codec="libvpx", options={"b": "1M", "auto-alt-ref": "0"})
+
+    def hide(number: int, data: bytes, key: bool) -> tuple[bytes, bool]:
+        return (bytes([data[0] & ~16]) + data[1:] if number == 7 else data), key
+
+    video = open_video(remux(whole, tmp_path / "b.webm", hide))
+    shown = [i for i in range(20) if i != 7]
+    np.testing.assert_allclose(video.times(), [i / 25 for i in shown], atol=6e-4)
+    assert [read_code(f) for _, _, f in video.pick(range(19))] == shown
+
+
+def test_a_stream_that_begins_between_keyframes(tmp_path: Path) -> None:
+    """What cannot be decoded before the first keyframe is not counted."""
+    data = coded_video(tmp_path / "a.ts", 60, gop=20).read_bytes()
+    path = tmp_path / "b.ts"
+    path.write_bytes(data[: 188 * 3] + data[len(data) // 188 // 6 * 188 :])
+    video = open_video(path)
+    every = [read_code(f) for _, _, f in video.pick(range(len(video.times())))]
+    assert every == list(range(60 - len(every), 60))
+    assert 20 <= len(every) < 60
+    assert video.times()[-1] == pytest.approx((len(every) - 1) / 25)
 
 
 @pytest.mark.parametrize("wanted", [[3, 2], [2, 2], [-1], [40]])

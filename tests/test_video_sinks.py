@@ -182,6 +182,14 @@ def test_sound_of_a_late_source(tmp_path: Path) -> None:
     assert moments[np.argmax(loud > 0.1)] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+def test_sound_that_begins_later_than_the_pictures(tmp_path: Path, suffix: str) -> None:
+    source = coded_video(tmp_path / "a.mkv", 50, tone=440.0, silent_until=1.0)
+    path = write(tmp_path / f"out.{suffix}", [i / 25 for i in range(50)], audio_from=(source, 0.0, 49 / 25))
+    moments, loud = loudness(path)
+    assert moments[np.argmax(loud > 0.1)] == pytest.approx(1.0, abs=0.02)
+
+
 def test_no_sound_to_add(tmp_path: Path) -> None:
     silent = coded_video(tmp_path / "silent.mp4", 5)
     for source in (silent, tmp_path, tmp_path / "none.mp4"):

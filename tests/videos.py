@@ -63,8 +63,10 @@ def write_video(
     source_format: str = "rgb24",
     tone: float | None = None,
     tone_from: float = 0.0,
+    silent_until: float = 0.0,
 ) -> Path:
-    """Write frames; `seconds` gives each its time; `tone` adds a sine of that frequency in Hz as sound."""
+    """Write frames; `seconds` gives each its time; `tone` adds a sine of that frequency in Hz as sound,
+    heard from `tone_from` on; before `silent_until` (seconds) there is no sound at all."""
     defaults = {"libx264": {"crf": "12", "preset": "ultrafast"}, "libx265": {"x265-params": "log-level=none"}}
     with av.open(str(path), "w", container_options=muxing or {}) as out:
         stream: Any = None
@@ -106,18 +108,18 @@ def write_video(
             out.mux(stream.encode(picture))
             count += 1
         if sound is not None:
-            write_tone(out, sound, tone, tone_from, count / float(fps))
+            write_tone(out, sound, tone, tone_from, count / float(fps), silent_until)
         out.mux(stream.encode(None))
         if sound is not None:
             out.mux(sound.encode(None))
     return path
 
 
-def write_tone(out: Any, sound: Any, hertz: float, begin: float, end: float) -> None:
-    """Silence until `begin`, then a sine until `end` (seconds)."""
+def write_tone(out: Any, sound: Any, hertz: float, begin: float, end: float, absent: float = 0.0) -> None:
+    """No sound until `absent`, silence until `begin`, then a sine until `end` (seconds)."""
     moments = np.arange(round(end * 48000)) / 48000
     wave = (np.sin(2 * np.pi * hertz * moments) * 12000 * (moments >= begin)).astype(np.int16)
-    for at in range(0, len(wave), 1024):
+    for at in range(round(absent * 48000), len(wave), 1024):
         block = np.repeat(wave[None, at : at + 1024], 2, axis=1).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="s16", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = 48000, at, Fraction(1, 48000)

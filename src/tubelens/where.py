@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tubelens.axes import RULES, Axis, Call, Dims, elementwise, tensors
+from tubelens.axes import Axis, Call, Dims, elementwise, tensors
+from tubelens.axis_rules import RULES
 from tubelens.layout import Layout
 
 CLIP_AXES = ("b", "c", "t", "h", "w")

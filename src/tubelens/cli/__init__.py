@@ -124,4 +124,6 @@ def _one_line(box: str) -> str:
 
 def run() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tubelens.methods import method
 from tubelens.methods.select import Strongest
 from tubelens.model import TorchModel
 from tubelens.render import draw
+from tubelens.render.compose import look
 from tubelens.video import ClipWindows
 
 SUFFIXES = ("mp4", "gif", "webm", "png", "safetensors", "frames")
@@ -108,8 +110,20 @@ class Explain:
     def _check(self) -> None:
         if not self.videos:
             raise OptionError("explain: name at least one VIDEO (`tubelens explain --help` has an example)")
+        look(self.style, colormap=self.colormap)  # checks it before any work is done
+        if not 0 <= self.overlap < 1:
+            raise OptionError(f"--overlap must be at least 0 and below 1, not {self.overlap:g}")
+        if self.strongest is not None and self.strongest < 1:
+            raise OptionError(f"--strongest must be at least 1, not {self.strongest}")
         suffix = Path(self.out).suffix.lower()
-        if not suffix or Path(self.out).is_dir():
+        folder = not suffix or Path(self.out).is_dir()
+        numbers = "safetensors" in self.format if folder else suffix == ".safetensors"
+        if numbers and self.beside and self._several():
+            raise OptionError(
+                "--beside draws several targets in one picture, but safetensors holds the numbers of one:"
+                " leave one of the two out"
+            )
+        if folder:
             return
         if suffix not in WRITERS:
             known = ", ".join(sorted(s for s in WRITERS if s))
@@ -129,7 +143,8 @@ class Explain:
         return {key: value for key, value in options.items() if value is not None}
 
     def _several(self) -> bool:
-        return len(self.target) > 1 or any(t.lower().startswith("top") and t != "top1" for t in self.target)
+        tops = (re.fullmatch(r"top(\d+)", t.lower()) for t in self.target)
+        return len(self.target) > 1 or any(top is not None and int(top[1]) > 1 for top in tops)
 
     def _read(self, model: TorchModel, video: str) -> Clip | ClipWindows:
         options: dict[str, Any] = {"stride": self.stride, "frames": self.frames, "pad": self.pad}
@@ -160,7 +175,7 @@ class Explain:
         groups = [several] if self.beside else [[e] for e in several]
         results = []
         for group in groups:
-            paths = [str(self._draw(group, path, video)) for path in self._paths(group, stem, name)]
+            paths = [str(self._draw(group, path)) for path in self._paths(group, stem, name)]
             results += [self._result(e, video, name, paths) for e in group]
         return results
 
@@ -170,14 +185,11 @@ class Explain:
             return [out]
         label = "+".join(_slug(e.provenance.label) for e in group)[:80]
         base = f"{stem}.{name}.{label}"
-        return [out / (base if kind == "frames" else f"{base}.{kind}") for kind in self.format]
+        folder = base.replace(".", "_")  # what has a suffix is a file
+        return [out / (folder if kind == "frames" else f"{base}.{kind}") for kind in self.format]
 
-    def _draw(self, group: list[Explanation], path: Path, video: str) -> Path:
-        if path.suffix == ".safetensors":
-            if len(group) > 1:
-                raise OptionError(
-                    "--beside draws several targets in one picture; numbers are kept one by one"
-                )
+    def _draw(self, group: list[Explanation], path: Path) -> Path:
+        if path.suffix.lower() == ".safetensors":
             return group[0].save(path)
         with progress(f"drawing {path.name}") as tick:
             return draw(

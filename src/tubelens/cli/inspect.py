@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,6 +95,14 @@ class Frames:
 
     def run(self) -> int:
         """Write the frames and say how many."""
+        out = Path(self.out)
+        others = (
+            [p.name for p in out.iterdir() if not re.fullmatch(r"\d+\.png", p.name)] if out.is_dir() else []
+        )
+        if others:  # the folder is replaced as a whole
+            raise OptionError(
+                f"--out {out}: this folder holds other files ({min(others)}): give a new folder"
+            )
         paths = extract_frames(self.video, self.out, every=self.every, max=self.max)
         if self.json:
             print_json({"video": self.video, "frames": [str(path) for path in paths]})
@@ -128,6 +137,9 @@ class Layers:
 
     def run(self) -> int:
         """A dry run and a table."""
+        for option, value in (("--frames", self.frames), ("--size", self.size)):
+            if value is not None and value < 1:
+                raise OptionError(f"{option} must be at least 1, not {value}")
         builtin = self.model in zoo.MODELS and self.model != "bundled"
         model = load_model(self.model, self.weights or ("random" if builtin else None), device=self.device)
         spec = model.spec
