@@ -261,7 +261,7 @@ def test_layers() -> None:
     (body,) = [e for e in entries if e["default"]]
     assert body["shape"] == [1, 6, 4, 6, 6]
     assert body["centres"] == {"t": [0, 2, 4, 6], "h": [0, 4, 8, 12, 16, 20], "w": [0, 4, 8, 12, 16, 20]}
-    (body,) = [e for e in done("layers", "nets.py:make", "--frames", 4, "--size", 16, "--json").json][-1:]
+    *_, body = done("layers", "nets.py:make", "--frames", 4, "--size", 16, "--json").json
     assert body["shape"] == [1, 6, 2, 4, 4]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tubelens import zoo
 from tubelens.capture import capturing, default_layer, layers
 from tubelens.clip import Clip
-from tubelens.errors import InputError, OptionError, TargetError
+from tubelens.errors import InputError, OptionError, TargetError, TubelensError
 from tubelens.explanation import Explanation
 from tubelens.layout import Layout
 from tubelens.methods import method as method_named
@@ -61,7 +61,7 @@ def load_model(
         return zoo.load(name, weights, seed=seed, labels=labels, device=str(where))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = _factory(name)() if isinstance(name, str) else name
+        made = _made(name) if isinstance(name, str) else name
     if not isinstance(made, nn.Module | TorchModel):
         raise OptionError(
             f"{name}: the factory must return a module or a wrapped model, not {type(made).__name__}"
@@ -139,8 +139,7 @@ def wrap(
             raise OptionError("a `layout` is declared for a `layer`: give its name too")
         model = replace(model, layouts={layer: Layout(layout) if isinstance(layout, str) else layout})
     scores = model(black)
-    if labels is not None and len(labels) != scores.shape[1]:
-        raise InputError(f"{model.name} has {scores.shape[1]} classes, but {len(labels)} labels were given")
+    _classes(model, scores)
     found: ScoreKind = "logits"
     if scores.shape[1] > 1 and bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-4).all()):
         found = "probs"
@@ -293,7 +292,7 @@ def resolve_targets(
     Raises:
         TargetError: unknown label (the nearest are named), index out of range, more than there are, or none.
     """
-    k = scores.shape[1]
+    k = _classes(model, scores)
     items = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
     if not items:
         raise TargetError("no target given: a label, a class index, or 'top3'")
@@ -316,7 +315,17 @@ def resolve_targets(
 
 def predict(model: TorchModel, clip: Clip, n: int = 5) -> tuple[tuple[str, float], ...]:
     """The `n` strongest classes of a clip: (label, probability), strongest first."""
-    return predictions(model, model(clip.pixels[None]), n)
+    scores = model(clip.pixels[None])
+    _classes(model, scores)
+    return predictions(model, scores, n)
+
+
+def _classes(model: TorchModel, scores: Tensor) -> int:
+    """How many classes there are, if there are as many labels."""
+    k = scores.shape[1]
+    if model.labels is not None and len(model.labels) != k:
+        raise InputError(f"{model.name} has {k} classes, but {len(model.labels)} labels were given")
+    return k
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -342,6 +351,17 @@ def _per_band(value: Sequence[float] | float, bands: int) -> tuple[float, ...]:
     return values
 
 
+def _made(spec: str) -> Any:
+    """What the factory that `spec` names returns."""
+    factory = _factory(spec)
+    try:
+        return factory()
+    except TubelensError:
+        raise
+    except Exception as error:
+        raise OptionError(f"{spec}: the factory failed: {type(error).__name__}: {error}") from error
+
+
 def _factory(spec: str) -> Callable[[], Any]:
     """What `package.module:name` or `path.py:name` names."""
     where, _, name = spec.rpartition(":")
@@ -357,8 +377,10 @@ def _factory(spec: str) -> Callable[[], Any]:
             loaded.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
-    except ImportError as error:
-        raise OptionError(f"{spec}: cannot be imported: {error}") from error
+    except TubelensError:
+        raise
+    except Exception as error:  # whatever the user's file does
+        raise OptionError(f"{spec}: cannot be imported: {type(error).__name__}: {error}") from error
     made = getattr(module, name, None)
     if not callable(made):
         raise OptionError(f"{spec}: {where} has no function {name!r}")

@@ -261,12 +261,12 @@ def plan(
     """The sampling plan of that name.
 
     Raises:
-        OptionError: unknown name, fewer than one frame, a stride below one, or a negative start.
+        OptionError: unknown name, fewer than one frame, a stride below one, a negative or infinite start.
     """
     if frames < 1 or stride < 1:
         raise OptionError(f"frames and stride must be at least 1, got {frames} and {stride}")
-    if start < 0:
-        raise OptionError(f"start must not be negative, got {start} s")
+    if not 0 <= start < float("inf"):
+        raise OptionError(f"start must be finite and not negative, got {start} s")
     match name:
         case "uniform":
             return Uniform(frames)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tubelens.errors import OutputError
@@ -16,7 +16,8 @@ from tubelens.errors import OutputError
 def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffix; it takes the target's place if the block succeeds.
 
-    Missing parent folders are made. On any error the temporary is removed and an earlier target stays.
+    Missing parent folders are made. On any error these and the temporary are removed, and an earlier target
+    stays.
 
     Args:
         path: the target.
@@ -27,10 +28,12 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
     """
     target = Path(path)
     made: Path | None = None
+    missing: list[Path] = []
     try:
         if target.is_dir() != folder and target.exists():
             kind = "a folder" if target.is_dir() else "a file"
             raise OutputError(f"{target}: cannot write here: {kind} of that name is in the way")
+        missing = [parent for parent in target.parents if not parent.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}-", dir=target.parent))
         made = room
@@ -47,3 +50,6 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
+        for parent in missing:  # those that were made for nothing are empty
+            with suppress(OSError):
+                parent.rmdir()

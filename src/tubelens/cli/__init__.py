@@ -1,4 +1,4 @@
-"""The command line: `tubelens VERB ...`. Errors are one line; 0 done, 1 the work failed, 2 bad usage or input."""
+"""The command line, `tubelens VERB ...`. Errors are one line; exit code 0 done, 1 work failed, 2 bad input."""
 
 from __future__ import annotations
 
@@ -115,11 +115,15 @@ def parse(args: list[str]) -> Any:
 
 
 def _one_line(box: str) -> str:
-    """The message inside a box drawn on the terminal, without frame, colours and the pointer to the help."""
+    """The message inside a box drawn on the terminal (lines, or blanks where these cannot be shown)."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [row.strip(" │╭╮╰╯─") for row in text.splitlines()]
-    rows = [row for row in rows[1:] if row and not row.startswith("For full helptext")]
-    return " ".join(rows) + " (`--help` tells the options)"
+    rows = [row.strip(" │╭╮╰╯") for row in text.splitlines()][1:]  # without the title
+    said: list[str] = []
+    for row in rows:
+        if said and row and not row.strip("─-"):  # what follows a rule is help that fits no line
+            break
+        said.append(row.strip("─-") if not row.strip("─-") else row)
+    return " ".join(" ".join(said).split()) + " (`--help` tells the options)"
 
 
 def run() -> None:

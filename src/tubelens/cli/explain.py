@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -30,13 +30,13 @@ Format = Literal["mp4", "gif", "webm", "png", "safetensors", "frames"]
 class Explain:
     """Show where and when the model looked, drawn on the video.
 
-    Example: tubelens explain surf.mp4 --model r3d_18 --weights KINETICS400_V1 --target "surfing water" --out why.mp4
+    Example: tubelens explain v.mp4 --model r3d_18 --weights KINETICS400_V1 --target archery --out why.mp4
 
     Cost: one forward a clip (two a window with --sampling windows and no --target), whatever the number of
     targets, plus decoding and drawing every frame of the span.
     """
 
-    videos: tyro.conf.Positional[tuple[str, ...]]
+    videos: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="VIDEO...")]
     """Video files, GIFs or folders of frames."""
     model: str = "bundled"
     """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""

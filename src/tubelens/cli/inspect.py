@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -29,7 +29,7 @@ class Predict:
     Cost: one forward.
     """
 
-    video: tyro.conf.Positional[str]
+    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
     """Video file, GIF or folder of frames."""
     model: str = "bundled"
     """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
@@ -80,7 +80,7 @@ class Frames:
     Cost: decoding up to the last frame taken.
     """
 
-    video: tyro.conf.Positional[str]
+    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
     """Video file, GIF or folder of frames."""
     out: str
     """Folder to make."""
@@ -120,7 +120,7 @@ class Layers:
     Cost: one forward on a black clip, with random weights unless others are given.
     """
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
     weights: str | None = None
     """An official name, a file, or random."""

@@ -26,7 +26,7 @@ from tubelens.planted.shapes import REACH, SHAPES
 
 Task = Literal["key", "dir"]
 TASKS: tuple[Task, ...] = ("key", "dir")
-KEYS = ("ring", "cross", "triangle", "star")
+KEYS = ("ring", "cross", "triangle", "bars")
 PLAIN = ("disc", "square", "diamond")
 """Shapes that are no class: of distractors, and of the object whose direction decides."""
 STEPS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}

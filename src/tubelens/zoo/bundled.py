@@ -18,7 +18,7 @@ from tubelens.zoo.checkpoint import fit, read_checkpoint
 from tubelens.zoo.recipe import Normalise
 
 LABELS = (
-    *("ring", "cross", "triangle", "star"),
+    *("ring", "cross", "triangle", "bars"),
     *("moves left", "moves right", "moves up", "moves down"),
 )
 """The planted classes, in the order of `tubelens.planted.LABELS` (a test compares them)."""
