@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelens.clip import READERS, Clip
-from tubelens.errors import InputError, LayerError, OptionError, ScoreError, nearest
+from tubelens.errors import InputError, LayerError, OptionError, ScoreError, TubelensError, nearest
 from tubelens.layout import Layout
 from tubelens.target import ScoreKind
 
@@ -119,10 +119,11 @@ class TorchModel:
         packed = self.pack(clips.to(self.device))
         try:
             scores = self.unpack(self.module(packed))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            if is_out_of_memory(error):
+        except Exception as error:  # whatever someone's network raises
+            if isinstance(error, TubelensError) or is_out_of_memory(error):
                 raise
-            reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+            said = str(error).strip().split("\n")[0][:300]
+            reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
             shape = "x".join(map(str, clips.shape))
             raise InputError(f"{self.name} does not accept a clip batch of {shape}: {reason}") from error
         expected = rows() if rows else clips.shape[0]

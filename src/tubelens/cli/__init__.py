@@ -1,4 +1,4 @@
-"""The command line, `tubelens VERB ...`. Errors are one line; exit code 0 done, 1 work failed, 2 bad input."""
+"""The command line, `tubelens VERB ...`: one line an error; exit code 0 done, 1 work failed, 2 bad input."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # what a library warns of is not the user's to mend
     try:
         command = parse(args)
-        return 0 if command is None else int(command.run() or 0)
+        code = 0 if command is None else int(command.run() or 0)
+        sys.stdout.flush()
+        return code
     except TubelensError as error:
         if debug:
             traceback.print_exc()
@@ -130,4 +133,6 @@ def run() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
+    sys.path.append(os.getcwd())  # for --model package.module:factory
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is removed
     sys.exit(main())

@@ -33,7 +33,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # file names and labels are no markup
-    console.print(table)
+    with console.capture() as drawn:  # it would end the program where the reader of our output went away
+        console.print(table)
+    print(drawn.get(), end="")
 
 
 def note(text: str) -> None:

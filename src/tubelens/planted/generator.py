@@ -5,7 +5,7 @@ ground, same noise, same everything else. Each part of a scene has its own rando
 seed and different labels differ in the deciding object alone.
 
 What keeps trivial maps from winning: middles of the paths are uniform over the frame (no centre prior); the
-distractors move at least as fast as the evidence, and the ground may drift (no frame difference); all shapes
+distractors move at least as fast as the evidence, and the ground may drift (no frame difference); all outlines
 have equal area; number, shape, colour and path of the distractors do not depend on the label.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
-from tubelens.planted.shapes import REACH, SHAPES
+from tubelens.planted.shapes import OUTLINES, REACH, SHAPES
 
 Task = Literal["key", "dir"]
 TASKS: tuple[Task, ...] = ("key", "dir")
@@ -52,7 +52,8 @@ class PlantedClip:
 
     Attributes:
         pixels: `(3, frames, size, size)`, float32 in [0, 1], bands R, G, B.
-        truth: voxels that the deciding object covers by at least half.
+        truth: voxels within the outline of the deciding object, the hole of a ring and the gap of bars
+            included: it tells them from a disc and a square.
         distractor: likewise of the moving objects that do not decide, without those of `truth`.
         label: class index into `LABELS`.
         task: `"key"` (its shape decides) or `"dir"` (its direction does).
@@ -244,7 +245,7 @@ def _hats(drift: float, cells: int, n: int, frames: int, size: int) -> Float32[n
 
 
 def _stamp(video: Float32[np.ndarray, "3 T H W"], thing: _Thing, paint: bool) -> Bool[np.ndarray, "T H W"]:
-    """Paint an object on every frame, antialiased; the voxels that it covers by at least half.
+    """Paint an object on every frame, antialiased; the voxels whose centres lie within its outline.
 
     Only a patch around the object is computed; what falls outside the frame is cut off.
     """
@@ -256,15 +257,16 @@ def _stamp(video: Float32[np.ndarray, "3 T H W"], thing: _Thing, paint: bool) ->
     rows, cols = (np.rint(c).astype(int)[:, None] + window for c in (y, x))
     dy, dx = (rows - y[:, None])[:, :, None], (cols - x[:, None])[:, None, :]
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-    distance = SHAPES[thing.shape]((cos * dx + sin * dy) / thing.radius, (cos * dy - sin * dx) / thing.radius)
-    cover = np.clip(0.5 - distance * thing.radius, 0, 1).astype(np.float32)
+    u, v = (cos * dx + sin * dy) / thing.radius, (cos * dy - sin * dx) / thing.radius
+    cover = np.clip(0.5 - SHAPES[thing.shape](u, v) * thing.radius, 0, 1).astype(np.float32)
+    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((cols >= 0) & (cols < size))[:, None, :]
 
-    cover *= ((rows >= 0) & (rows < size))[:, :, None] & ((cols >= 0) & (cols < size))[:, None, :]
-    t, i, j = np.nonzero(cover)
+    covered = np.zeros((frames, size, size), dtype=bool)
+    t, i, j = np.nonzero(inside & (OUTLINES[thing.shape](u, v) <= 0))
+    covered[t, rows[t, i], cols[t, j]] = True
+    t, i, j = np.nonzero(inside & (cover > 0))
     alpha, r, c = cover[t, i, j], rows[t, i], cols[t, j]
     if paint:
         under = video[:, t, r, c]
         video[:, t, r, c] = under + alpha * (thing.colour[:, None].astype(np.float32) - under)
-    covered = np.zeros((frames, size, size), dtype=bool)
-    covered[t, r, c] = alpha >= 0.5
     return covered

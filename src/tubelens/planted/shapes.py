@@ -1,4 +1,4 @@
-"""Shapes of equal area as signed distances, so that size says nothing about the class.
+"""Shapes as signed distances, with outlines of equal area, so that size says nothing about the class.
 
 Each takes coordinates in units of the radius of the disc of equal area, and returns a distance in that unit:
 negative inside, exact near the outline's straight parts, which is all that antialiasing needs.
@@ -6,7 +6,7 @@ negative inside, exact near the outline's straight parts, which is all that anti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -35,9 +35,8 @@ def diamond(u: Plane, v: Plane) -> Plane:
 
 
 def ring(u: Plane, v: Plane) -> Plane:
-    """A disc with a hole of half its radius."""
-    outer = np.sqrt(4 / 3)
-    distance: Plane = np.abs(np.hypot(u, v) - 0.75 * outer) - 0.25 * outer
+    """The disc with a hole of half its radius."""
+    distance: Plane = np.abs(np.hypot(u, v) - 0.75) - 0.25
     return distance
 
 
@@ -58,12 +57,14 @@ def triangle(u: Plane, v: Plane) -> Plane:
 
 
 def bars(u: Plane, v: Plane) -> Plane:
-    """Two level bars and a gap, all equally high, in a square outline; area `2 side * side / 3 = pi`."""
-    half = np.sqrt(np.pi * 3 / 2) / 2
+    """The square without its middle third: two level bars and a gap, all equally high."""
+    half = np.sqrt(np.pi) / 2
     distance: Plane = np.maximum(np.abs(u) - half, np.abs(np.abs(v) - 2 * half / 3) - half / 3)
     return distance
 
 
-SHAPES: Mapping[str, Callable[[Plane, Plane], Plane]] = {
+SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     shape.__name__: shape for shape in (ring, cross, triangle, bars, disc, square, diamond)
 }
+OUTLINES = SHAPES | {"ring": disc, "bars": square}
+"""The same with holes and gaps filled: a ring's hole is what tells it from a disc, so it is evidence too."""

@@ -68,7 +68,7 @@ class PlantedNet(nn.Module):
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b k"]:
+    def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
         """Logits of normalised clips."""
         scores: Tensor = self.head(self.blocks(clips).mean(dim=(2, 3, 4)))
         return scores
