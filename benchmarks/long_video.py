@@ -114,7 +114,8 @@ def main() -> None:
         room = Path(folder)
         long = make_video(room / "long.mp4", (1080, 1920), 600)
         print(
-            f"64 frames at 5:00 of a 10-minute 1080p video ({long.stat().st_size / 2**20:.0f} MB, goal 500 MB):"
+            f"64 frames at 5:00 of a 10-minute 1080p video of {long.stat().st_size / 2**20:.0f} MB"
+            " (goal: at most 500 MB of memory, nothing after it decoded):"
         )
         print(f"  {run('span', long, room / 'span.mp4')}")
         long.unlink()
@@ -125,7 +126,7 @@ def main() -> None:
             print(f"--sampling windows over {seconds} s of 720p: {results[seconds]}")
         for what in ("MB to explain", "MB with drawing"):
             print(
-                f"  {what}: 120 s takes {results[120][what] / results[30][what]:.2f} of what 30 s takes (goal 1)"
+                f"  {what}: 120 s takes {results[120][what] / results[30][what]:.2f} of what 30 s take (goal 1)"
             )
 
 

@@ -571,16 +571,16 @@ def test_dense_draws_only_its_span(tmp_path: Path) -> None:
 
 def test_windows_cover_the_whole_video(tmp_path: Path) -> None:
     ran = done(
-        *("explain", "a.mp4", *TINY, "--sampling", "windows", "--overlap", 0.5, "--beside", "--plain"),
+        *("explain", "a.mp4", *TINY, "--sampling", "windows", "--overlap", 0.25, "--beside", "--plain"),
         *("--format", "mp4", "safetensors", "--out", tmp_path, "--json"),
     )
     (entry,) = ran.json
-    assert entry["facts"] == {"windows": 9}
-    assert entry["forwards"] >= 9
+    assert entry["facts"] == {"windows": 7}
+    assert entry["forwards"] >= 7
     video, numbers_file = map(Path, entry["out"])
     assert [read_code(frame[:, :64]) for frame in decoded(video)[0]] == list(range(40))
     why = tl.load_explanation(numbers_file)
-    assert [part.span for part in why.parts] == [(i, i + 8) for i in range(0, 33, 4)]
+    assert [part.span for part in why.parts] == [(i, i + 8) for i in (0, 6, 12, 18, 24, 30, 32)]
     assert why.saliency.shape == (40, 24, 24)
 
 

@@ -373,7 +373,10 @@ def _factory(spec: str) -> Callable[[], Any]:
             assert loaded is not None
             assert loaded.loader is not None
             module = importlib.util.module_from_spec(loaded)
-            sys.modules.setdefault(Path(where).stem, module)  # dataclasses and pickling look it up there
+            sys.modules.setdefault(Path(where).stem, module)  # dataclasses look themselves up there
+            beside = str(Path(where).resolve().parent)
+            if beside not in sys.path:
+                sys.path.append(beside)  # for the modules beside it, as when Python runs the file
             loaded.loader.exec_module(module)
         else:
             module = importlib.import_module(where)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tubelens.errors import OutputError
+from tubelens.errors import OptionError, OutputError
 
 
 @contextmanager
@@ -21,9 +22,11 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
 
     Args:
         path: the target.
-        folder: the target is a folder; the temporary one exists already, and is empty.
+        folder: the target is a folder of numbered frames; the temporary one exists already, and is empty.
+            An earlier one is replaced whole, and so it must hold nothing else.
 
     Raises:
+        OptionError: the folder holds something else.
         OutputError: the block, or the renaming, failed with an OSError (disk full, no permission, ...).
     """
     target = Path(path)
@@ -33,6 +36,10 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
         if target.is_dir() != folder and target.exists():
             kind = "a folder" if target.is_dir() else "a file"
             raise OutputError(f"{target}: cannot write here: {kind} of that name is in the way")
+        if folder and (strangers := _strangers(target)):
+            raise OptionError(
+                f"{target}: this folder holds other files ({strangers[0]}), which would go: give a new folder"
+            )
         missing = [parent for parent in target.parents if not parent.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}-", dir=target.parent))
@@ -41,9 +48,7 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
         if folder:
             temporary.mkdir()
         yield temporary
-        if folder and target.exists():
-            os.replace(target, room / "earlier")
-        os.replace(temporary, target)
+        _swap(temporary, target, room / "earlier") if folder else os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
@@ -53,3 +58,23 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
         for parent in missing:  # those that were made for nothing are empty
             with suppress(OSError):
                 parent.rmdir()
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What is in a folder besides numbered frames and their `info.json`."""
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if not re.fullmatch(r"\d+\.png|info\.json", p.name))
+
+
+def _swap(temporary: Path, target: Path, aside: Path) -> None:
+    """Put a folder in another's place; the earlier one comes back if that fails."""
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    os.replace(target, aside)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise

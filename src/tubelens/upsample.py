@@ -114,7 +114,7 @@ def _matrix(index: tuple[float, ...], n: int, order: int, dtype: torch.dtype, de
 def matrices(
     grid: Float[Tensor, "t h w"], indices: Sequence[np.ndarray], order: int = 3
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three matrices (places x cells) that read `grid` at fractional sample numbers, one array per axis."""
+    """The three matrices (places x cells) that read `grid` at fractional sample numbers."""
     t, h, w = (
         _matrix(tuple(i.tolist()), n, order, grid.dtype, grid.device)
         for i, n in zip(indices, grid.shape, strict=True)

@@ -58,8 +58,8 @@ class Explain:
     """A folder; for one video, method and target also a file, whose suffix decides what is written."""
     format: tuple[Format, ...] = ("mp4",)
     """What is written into the folder; frames is a folder of PNG frames."""
-    style: Literal["heat", "focus", "contour", "paper"] = "heat"
-    """How the tube is drawn; paper is the published jet at one half."""
+    style: Literal["heat", "focus", "contour", "paper"] | None = None
+    """How the tube is drawn; paper is the published jet at one half. Default heat; a png shows several."""
     colormap: str | None = None
     """Any matplotlib colour map."""
     beside: bool = False
@@ -110,7 +110,7 @@ class Explain:
     def _check(self) -> None:
         if not self.videos:
             raise OptionError("explain: name at least one VIDEO (`tubelens explain --help` has an example)")
-        look(self.style, colormap=self.colormap)  # checks it before any work is done
+        look(self.style or "heat", colormap=self.colormap)  # checks it before any work is done
         if not 0 <= self.overlap < 1:
             raise OptionError(f"--overlap must be at least 0 and below 1, not {self.overlap:g}")
         if self.strongest is not None and self.strongest < 1:

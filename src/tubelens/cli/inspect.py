@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from tubelens import zoo
 from tubelens.api import load_model, predict
 from tubelens.capture import layers
 from tubelens.cli.show import note, print_json, print_table, read_labels
+from tubelens.clip import Pad
 from tubelens.errors import OptionError
 from tubelens.layout import Centres
 from tubelens.methods import METHODS
@@ -43,6 +43,12 @@ class Predict:
     """Which frames."""
     start: float = 0.0
     """Seconds at which a dense run begins."""
+    stride: int | None = None
+    """Frames from one sampled frame to the next; default the one the network was trained with."""
+    frames: int | None = None
+    """Clip length, if not the network's own."""
+    pad: Pad = "clamp"
+    """What fills a clip when the video is too short: the last frame again, or black."""
     seed: int = 0
     """Of random weights and random sampling."""
     device: str = "cpu"
@@ -59,7 +65,9 @@ class Predict:
         )
         if self.top < 1:
             raise OptionError(f"--top must be at least 1, not {self.top}")
-        clip = model.read(self.video, self.sampling, start=self.start, seed=self.seed)
+        options = {"stride": self.stride, "frames": self.frames, "start": self.start, "pad": self.pad}
+        given = {key: value for key, value in options.items() if value is not None}
+        clip = model.read(self.video, self.sampling, seed=self.seed, **given)
         if clip.source.padded:
             note(f"{self.video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
         found = predict(model, clip, self.top)
@@ -95,14 +103,6 @@ class Frames:
 
     def run(self) -> int:
         """Write the frames and say how many."""
-        out = Path(self.out)
-        others = (
-            [p.name for p in out.iterdir() if not re.fullmatch(r"\d+\.png", p.name)] if out.is_dir() else []
-        )
-        if others:  # the folder is replaced as a whole
-            raise OptionError(
-                f"--out {out}: this folder holds other files ({min(others)}): give a new folder"
-            )
         paths = extract_frames(self.video, self.out, every=self.every, max=self.max)
         if self.json:
             print_json({"video": self.video, "frames": [str(path) for path in paths]})

@@ -182,8 +182,8 @@ def check_affine(
         raise HeadError(
             f"tubes need a head that is affine from layer {capture.layer!r} on, and that of"
             f" {capture.model.name} is not (its gradient changes by {difference:.0%} with the activations):"
-            " choose the layer that the pooling reads (`tubelens layers`), or a method without this need:"
-            " gradcam, layercam, rise"
+            " choose the layer that the pooling reads (`tubelens layers`), or a method without this need,"
+            " such as Grad-CAM or RISE"
         )
 
 

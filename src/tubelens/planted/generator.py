@@ -5,8 +5,8 @@ ground, same noise, same everything else. Each part of a scene has its own rando
 seed and different labels differ in the deciding object alone.
 
 What keeps trivial maps from winning: middles of the paths are uniform over the frame (no centre prior); the
-distractors move at least as fast as the evidence, and the ground may drift (no frame difference); all outlines
-have equal area; number, shape, colour and path of the distractors do not depend on the label.
+distractors move at least as fast as the evidence, and the ground may drift (no frame difference); all
+outlines have equal area; number, shape, colour and path of the distractors do not depend on the label.
 """
 
 from __future__ import annotations

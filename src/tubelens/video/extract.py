@@ -19,7 +19,7 @@ def extract_frames(
 
     Args:
         path: a video file or a folder of frames.
-        out_dir: the folder to write; one that exists is replaced.
+        out_dir: the folder to write; one that exists is replaced, if it holds frames only.
         every: 1 for all frames.
         max: at most so many, None for no limit.
 

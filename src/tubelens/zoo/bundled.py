@@ -28,8 +28,8 @@ BLOCKS: tuple[tuple[int, Triple, Triple], ...] = (  # channels, kernel, stride
     (24, (3, 4, 4), (1, 2, 2)),
     (48, (4, 4, 4), (2, 2, 2)),
     (64, (1, 3, 3), (1, 1, 1)),
-    (96, (1, 4, 4), (1, 2, 2)),
-    (96, (1, 1, 1), (1, 1, 1)),
+    (64, (1, 3, 3), (1, 1, 1)),
+    (64, (1, 3, 3), (1, 1, 1)),
 )
 SPEC = InputSpec(frames=16, size=(64, 64), resize=64)
 pack = Normalise((0.5,) * 3, (0.5,) * 3)
@@ -55,7 +55,7 @@ class Block(nn.Sequential):
 class PlantedNet(nn.Module):
     """Five blocks, the mean over time and space, one linear layer: so tubes at `blocks` are exact.
 
-    16 frames of 64 x 64 become a grid of 8 x 8 x 8. Shapes need no time and directions little, so only the
+    16 frames of 64 x 64 become a grid of 8 x 16 x 16. Shapes need no time and directions little, so only the
     first two blocks look across frames.
     """
 
@@ -70,8 +70,12 @@ class PlantedNet(nn.Module):
 
     def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
         """Logits of normalised clips."""
-        scores: Tensor = self.head(self.blocks(clips).mean(dim=(2, 3, 4)))
-        return scores
+        return self.score(self.blocks(clips))
+
+    def score(self, activations: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        """Logits of the last block's activations; affine."""
+        logits: Tensor = self.head(activations.mean(dim=(2, 3, 4)))
+        return logits
 
 
 def initialised(seed: int) -> PlantedNet:
