@@ -125,9 +125,8 @@ def main() -> None:
             results[seconds] = run("windows", video, room / f"out{seconds}.mp4")
             print(f"--sampling windows over {seconds} s of 720p: {results[seconds]}")
         for what in ("MB to explain", "MB with drawing"):
-            print(
-                f"  {what}: 120 s takes {results[120][what] / results[30][what]:.2f} of what 30 s take (goal 1)"
-            )
+            ratio = results[120][what] / results[30][what]
+            print(f"  {what}: 120 s take {ratio:.2f} of what 30 s take (goal 1)")
 
 
 if __name__ == "__main__":

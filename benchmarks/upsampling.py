@@ -30,7 +30,8 @@ def main() -> None:
     ratio = median(t / o for t, o in zip(theirs, ours, strict=True))
     print(
         f"upsampling 8x7x7 -> 16x224x224: {median(ours) * 1e3:.2f} ms,"
-        f" scipy zoom {median(theirs) * 1e3:.0f} ms: {ratio:.0f} x faster (goal 200 x), largest difference {error:.1e}"
+        f" scipy zoom {median(theirs) * 1e3:.0f} ms: {ratio:.0f} x faster"
+        f" (goal 200 x), largest difference {error:.1e}"
     )
 
 

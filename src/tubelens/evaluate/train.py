@@ -51,19 +51,19 @@ class Settings:
         sparse: price of the mean of the last activations.
     """
 
-    steps: int = 760
-    short: float = 0.5
+    steps: int = 860
+    short: float = 0.45
     brief: tuple[int, int] = (96, 2)
     whole: tuple[int, int] = (16, 16)
-    key: float = 0.65
+    key: float = 0.6
     peak: float = 4e-3
     decay: float = 1e-2
     greyed: float = 0.5
     cell: tuple[int, int, int] = (4, 8, 8)
-    most: float = 0.5
-    empty: float = 0.15
-    alone: float = 0.15
-    sparse: float = 0.2
+    most: float = 0.4
+    empty: float = 0.125
+    alone: float = 0.125
+    sparse: float = 0.3
 
 
 @dataclass(frozen=True)

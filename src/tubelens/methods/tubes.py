@@ -76,6 +76,7 @@ class Tubes:
         else:
             grids, constants, error = cell_by_cell(capture, targets)
             grids = grids * grids[0].numel() if self.parity == "paper" else grids
+        grids = grids.cpu()  # maps are small, and are drawn and written by the CPU
         values = capture.values(targets).detach()[:, 0].tolist()
         note = Recorder(self, capture)
         align: Align = "endpoints" if self.parity == "paper" else "centres"

@@ -26,7 +26,7 @@ WEIGHTS = "planted.safetensors"
 Triple = tuple[int, int, int]
 BLOCKS: tuple[tuple[int, Triple, Triple], ...] = (  # channels, kernel, stride
     (24, (3, 4, 4), (1, 2, 2)),
-    (48, (4, 4, 4), (2, 2, 2)),
+    (48, (2, 4, 4), (2, 2, 2)),
     (64, (1, 3, 3), (1, 1, 1)),
     (64, (1, 3, 3), (1, 1, 1)),
     (64, (1, 3, 3), (1, 1, 1)),
@@ -38,9 +38,9 @@ pack = Normalise((0.5,) * 3, (0.5,) * 3)
 class Block(nn.Sequential):
     """Convolution, batch norm, ReLU; the same padding on both sides.
 
-    Where it strides by 2 the kernel is 4 wide, so that cells tile the input: cell `i` of total stride `s`
-    looks at `s i + (s - 1) / 2`. (With kernel 3 its receptive field is centred on `s i`, but the last pixels
-    are then seen by outer taps alone, and training moves what the cells respond to by half a cell.)
+    Where it strides by 2 the kernel is 4 wide (2 in time), so that cells tile the input: cell `i` of total
+    stride `s` looks at `s i + (s - 1) / 2`. (With kernel 3 its receptive field is centred on `s i`, but the
+    last pixels are then seen by outer taps alone, and training moves what a cell responds to by half a cell.)
     """
 
     def __init__(self, into: int, out: int, kernel: Triple, stride: Triple) -> None:
