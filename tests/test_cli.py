@@ -654,7 +654,7 @@ def test_frames_may_be_extracted_again_but_nothing_else_is_deleted(tmp_path: Pat
     (out / "thesis.tex").write_text("years of work")
     ran = tubelens("frames", "a.mp4", "--out", out)
     assert ran.code == 2
-    assert re.fullmatch(r"tubelens: --out .*: .*thesis\.tex.*\n", ran.err)
+    assert re.fullmatch(r"tubelens: .*/f: .*thesis\.tex.*\n", ran.err)
     assert sorted(p.name for p in out.iterdir()) == ["00.png", "20.png", "thesis.tex"]
 
 

@@ -78,13 +78,40 @@ def test_replacing_leaves_the_old_or_the_new_never_a_half(tmp_path: Path):
 
 
 def test_replacing_a_folder(tmp_path: Path):
-    for text in ("one", "two"):
+    for name in ("000.png", "001.png"):
         with replacing(tmp_path / "out", folder=True) as temporary:
-            (temporary / text).write_text(text)
-    assert os.listdir(tmp_path / "out") == ["two"]
+            (temporary / name).write_text("frame")
+    assert os.listdir(tmp_path / "out") == ["001.png"]
     assert os.listdir(tmp_path) == ["out"]
     with pytest.raises(OutputError, match="a folder of that name is in the way"), replacing(tmp_path / "out"):
         pass
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OptionError, match=r"thesis.tex"), replacing(tmp_path / "out", folder=True):
+        pass
+    assert os.listdir(tmp_path / "out") == ["thesis.tex"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_earlier_folder_comes_back_if_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "000.png").write_text("earlier")
+    real, calls = os.replace, []
+
+    def second_fails(a: Path, b: Path) -> None:
+        calls.append(a)
+        if len(calls) == 2:
+            raise OSError(5, "broken")
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(OutputError, match="broken"), replacing(tmp_path / "out", folder=True) as temporary:
+        (temporary / "000.png").write_text("new")
+    assert (tmp_path / "out" / "000.png").read_text() == "earlier"
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_no_permission_or_a_file_in_the_way_is_an_output_error(tmp_path: Path):
