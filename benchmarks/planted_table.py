@@ -30,7 +30,7 @@ from tubelens.planted import TASKS, PlantedClip, generate
 from tubelens.target import Logit
 from tubelens.zoo.bundled import bundled
 
-FIRST = 500_000  # away from the seeds of the tests
+FIRST = 3_000_000  # seeds that chose nothing
 COLUMNS = ("AP", "energy", "pointing", "distractor")
 
 
@@ -92,7 +92,7 @@ def causes(model: TorchModel, clips: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--causes", action="store_true", help="also check that the planted evidence decides")
     parser.add_argument("--weights", default="bundled", help="bundled, random, or a safetensors file")
     options = parser.parse_args()

@@ -107,6 +107,8 @@ def elementwise(call: Call) -> Dims | None:
 def mean(dims: list[Dim]) -> Dim:
     """One dimension out of several that are joined: the mean of the centres of those laid out alike."""
     first = dims[0]
+    if all(dim == first for dim in dims[1:]):
+        return first
     alike = [d for d in dims if [(a.role, a.size) for a in d] == [(a.role, a.size) for a in first]]
     return tuple(
         replace(axis, centres=tuple(map(_average, zip(*(d[i].centres for d in alike), strict=True))))

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from tubelens.errors import InputError, LayerError
 from tubelens.layout import Grid, Layout
 from tubelens.model import TorchModel, checked, untouched
-from tubelens.target import Target
+from tubelens.target import Target, evaluate
 from tubelens.where import Where
 
 PROBE_SEED = 20190922  # random activations for testing the head; fixed, so that runs repeat exactly
@@ -82,7 +82,7 @@ class Capture:
 
     def values(self, targets: Sequence[Target]) -> Float[Tensor, "n b"]:
         """The targets on each clip."""
-        return torch.stack([target(self.scores, self.model.output) for target in targets])
+        return evaluate(targets, self.scores, self.model.output)
 
     def gradients(self, targets: Sequence[Target]) -> Float[Tensor, "n b c t h w"]:
         """Gradient of every target at the layer, as grids; one batched pass back through the head.
@@ -233,8 +233,9 @@ class _Cut:
         if b != 1 or self.targets <= cells or too_large:
             return []
         self.cells = cells
-        masks = torch.eye(cells, dtype=grid.dtype, device=grid.device).view(cells, 1, t, h, w)
-        return [layout.from_grid(torch.zeros_like(grid)), layout.from_grid(grid * masks)]
+        rows = grid.new_zeros(1 + cells, *grid.shape[1:])
+        rows[1:].flatten(2).diagonal(dim1=0, dim2=2).copy_(grid[0].flatten(1))
+        return [layout.from_grid(rows)]
 
     def rows(self) -> int:
         """Scores to expect."""

@@ -97,6 +97,15 @@ class Contrast:
         return (self.index, self.other)
 
 
+def evaluate(
+    targets: Sequence[Target], scores: Float[Tensor, "b k"], kind: ScoreKind
+) -> Float[Tensor, "n b"]:
+    """Every target on every clip; many logits at once are one indexing."""
+    if kind == "logits" and all(type(target) is Logit for target in targets):
+        return scores.T[[_checked(target.classes[0], scores) for target in targets]]
+    return torch.stack([target(scores, kind) for target in targets])
+
+
 def _checked(index: int, scores: Tensor) -> int:
     k = scores.shape[1]
     if not 0 <= index < k:

@@ -20,7 +20,7 @@ from tubelens.explanation import Explanation
 from tubelens.methods.record import Recorder
 from tubelens.methods.select import Selection
 from tubelens.model import TorchModel
-from tubelens.target import Target
+from tubelens.target import Target, evaluate
 from tubelens.upsample import Align
 
 AFFINE_TOLERANCE = 1e-3  # of the gradient's norm; heads that are not affine differ by tenths and more
@@ -157,7 +157,7 @@ def cell_by_cell(
     (gradient,) = vjp((mix @ capture.values(targets)).sum()[None], capture.leaf)
     capture.backwards += 1
     check_affine(capture, capture.layout.to_grid(gradient), mixed)
-    answers = torch.stack([target(capture.alone.detach(), capture.model.output) for target in targets])
+    answers = evaluate(targets, capture.alone.detach(), capture.model.output)
     constants = answers[:, 0]
     maps = (answers[:, 1:] - constants[:, None]).view(-1, *capture.activations.shape[2:])
     return maps, constants, _error(capture, targets, maps.sum(dim=(1, 2, 3)), constants)
@@ -194,7 +194,7 @@ def _probed(
     """A random combination of the targets, its gradient at the probe, and the targets there."""
     assert capture.probe is not None, "capture with probe=True"
     assert capture.probe_scores is not None
-    answers = torch.stack([target(capture.probe_scores, capture.model.output) for target in targets])
+    answers = evaluate(targets, capture.probe_scores, capture.model.output)
     mix = torch.randn(len(targets), generator=torch.Generator().manual_seed(len(targets))).to(answers)
     (gradient,) = vjp((mix @ answers).sum()[None], capture.probe)
     return mix, capture.layout.to_grid(gradient), answers.detach()

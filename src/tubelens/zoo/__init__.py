@@ -28,6 +28,7 @@ BUNDLED = Recipe(
     classes=len(bundled.LABELS),
     official=("bundled",),
     fetch=bundled.fetch,
+    identify=bundled.identify,
 )
 MODELS: dict[str, Recipe] = {recipe.name: recipe for recipe in (BUNDLED, *torchvision_video.RECIPES)}
 
