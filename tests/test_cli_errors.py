@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.test_cli import NETS, SCRIPT, TINY, decoded, tubelens
+from tests.cli.commands import NETS, SCRIPT, TINY, decoded, tubelens
 from tests.test_video_errors import write_packets
 from tests.videos import coded, coded_video, write_tone, write_video
 

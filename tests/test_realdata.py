@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import tubelens as tl
-from tests.test_cli import done
+from tests.cli.commands import done
 from tests.videos import REAL, real
 
 CLIPS = REAL / "clips"
