@@ -536,7 +536,7 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Takes seconds to draw."""
     path = tmp_path_factory.mktemp("long") / "long.mp4"
     picture = next(noise(1, (480, 640)))
-    return write_video(path, (np.roll(picture, 4 * i, axis=1) for i in range(150)))
+    return write_video(path, (np.roll(picture, 4 * i, axis=1) for i in range(500)))
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path, long_video: Path) -> None:
