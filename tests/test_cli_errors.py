@@ -519,6 +519,8 @@ def interrupted(out: Path, video: Path, how: signal.Signals) -> tuple[int, str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # a test run in the background of a shell inherits SIGINT ignored, and would hand that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         deadline = time.monotonic() + 60
         while not any(p.is_file() and p.stat().st_size for p in out.rglob("*")):

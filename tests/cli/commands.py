@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
+import tubelens as tl
 from tubelens.cli import main
 
 SCRIPT = Path(sys.executable).with_name("tubelens")
@@ -152,3 +153,7 @@ def decoded(path: Path) -> tuple[list[np.ndarray], list[float]]:
 def has_sound(path: Path) -> bool:
     with av.open(str(path)) as container:
         return bool(container.streams.audio) and sum(1 for _ in container.decode(audio=0)) > 0
+
+
+def default_layer() -> str:
+    return str(tl.load_model("nets.py:make").layer)

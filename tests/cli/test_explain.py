@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import tubelens as tl
-from tests.cli.commands import SCHEMA, TINY, decoded, done, has_sound, tubelens
+from tests.cli.commands import SCHEMA, TINY, decoded, default_layer, done, has_sound, tubelens
 from tests.videos import coded_video, read_code
 
 # ── explain ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -54,7 +54,7 @@ def test_explain_says_everything_in_json(tmp_path: Path) -> None:
     (entry,) = ran.json
     assert set(entry) == SCHEMA
     assert (entry["video"], entry["method"], entry["target"]) == ("a.mp4", "tubes", "swimming")
-    assert entry["layer"] == _default()
+    assert entry["layer"] == default_layer()
     assert entry["grid"] == [4, 6, 6]
     assert entry["padded"] == 0
     assert sum(e["prob"] for e in entry["predicted"]) == pytest.approx(1)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import tubelens as tl
-from tests.cli.commands import LABELS, SCRIPT, TINY, decoded, done, tubelens
+from tests.cli.commands import LABELS, SCRIPT, TINY, decoded, default_layer, done, tubelens
 from tests.videos import coded_video, read_code
 from tubelens.cli import VERBS, parse
 from tubelens.cli.show import print_table
@@ -73,7 +73,7 @@ def test_layers() -> None:
     assert len(re.findall(r"^ *\S+ \* ", table, re.M)) == 1
     assert re.search(r"on a clip of 8x24x24 \(\* is the default\)", table)
     entries = done("layers", "nets.py:make", "--json").json
-    assert [e["layer"] for e in entries if e["default"]] == [_default()]
+    assert [e["layer"] for e in entries if e["default"]] == [default_layer()]
     for entry in entries:
         assert set(entry) == {"layer", "kind", "shape", "pattern", "centres", "default"}
     (body,) = [e for e in entries if e["default"]]
@@ -81,10 +81,6 @@ def test_layers() -> None:
     assert body["centres"] == {"t": [0, 2, 4, 6], "h": [0, 4, 8, 12, 16, 20], "w": [0, 4, 8, 12, 16, 20]}
     *_, body = done("layers", "nets.py:make", "--frames", 4, "--size", 16, "--json").json
     assert body["shape"] == [1, 6, 2, 4, 4]
-
-
-def _default() -> str:
-    return str(tl.load_model("nets.py:make").layer)
 
 
 # ── predict ──────────────────────────────────────────────────────────────────────────────────────────────
