@@ -240,7 +240,8 @@ def _explain_windows(
         with _capture(model, clip, method, target) as capture:
             targets = resolve_targets(model, target, capture.scores)
             last = method.from_capture(capture, clip, targets)
-            scores.append(capture.scores.detach())
+            scores.append(capture.scores.detach().clone())
+        del capture  # its activations would live into the next window, and what is kept would lie between
         parts.append([part.shifted(first) for e in last for part in e.parts])
         values.append([e.provenance.score for e in last])
         progress(first_pass + len(scores), total)
