@@ -25,7 +25,7 @@ from tubelens.layout import Layout
 from tubelens.methods import method as method_named
 from tubelens.methods.record import predictions
 from tubelens.model import InputSpec, TorchModel
-from tubelens.target import Logit, ScoreKind, Target, class_index
+from tubelens.target import Logit, ScoreKind, Target, class_index, probabilities
 from tubelens.video import ClipWindows
 from tubelens.zoo.checkpoint import fit, read_checkpoint
 
@@ -245,9 +245,10 @@ def _explain_windows(
         parts.append([part.shifted(first) for e in last for part in e.parts])
         values.append([e.provenance.score for e in last])
         progress(first_pass + len(scores), total)
-    predicted = predictions(model, torch.cat(scores))
-    probs = torch.cat(scores).softmax(1).mean(0) if model.output == "logits" else torch.cat(scores).mean(0)
-    n = len(scores)
+    every = torch.cat(scores)
+    predicted = predictions(model, every)
+    probs = probabilities(every, model.output).mean(dim=0)
+    n = len(every)
     return [
         replace(
             e,
