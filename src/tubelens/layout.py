@@ -9,7 +9,7 @@ not, as an endpoint-aligned zoom assumes, at `i (111 / 6)`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from einops import EinopsError, rearrange
 from jaxtyping import Float
@@ -98,6 +98,10 @@ class Grid:
                 f"a grid of shape {tuple(self.values.shape)} needs as many cell centres, "
                 f"got {tuple(len(c) for c in axes)}"
             )
+
+    def cpu(self) -> Grid:
+        """The same grid with its values on the CPU."""
+        return self if self.values.device.type == "cpu" else replace(self, values=self.values.cpu())
 
     def shifted(self, frames: int) -> Grid:
         """The same grid `frames` clip frames later."""

@@ -26,7 +26,10 @@ from tubelens.target import ScoreKind
 class Scorer(Protocol):
     """A black box: clips in [0, 1], before normalisation, to scores."""
 
-    output: ScoreKind
+    @property
+    def output(self) -> ScoreKind:
+        """What the scores are."""
+        ...
 
     def __call__(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
         """Scores of a batch of clips."""

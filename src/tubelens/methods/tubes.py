@@ -17,10 +17,12 @@ from tubelens.capture import Capture, capturing, vjp
 from tubelens.clip import Clip
 from tubelens.errors import HeadError, LayerError
 from tubelens.explanation import Explanation
+from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder
 from tubelens.methods.select import Selection
 from tubelens.model import TorchModel
-from tubelens.target import Target, evaluate
+from tubelens.running import RUN, Run
+from tubelens.target import Logit, Target, evaluate
 from tubelens.upsample import Align
 
 AFFINE_TOLERANCE = 1e-3  # of the gradient's norm; heads that are not affine differ by tenths and more
@@ -47,13 +49,17 @@ class Tubes:
             from corner to corner).
     """
 
+    needs: ClassVar[Needs] = "layers"
+    explains: ClassVar[type[Logit]] = Logit
     needs_probe: ClassVar[bool] = True
 
     layer: str | None = None
     select: Selection | None = None
     parity: Literal["paper"] | None = None
 
-    def __call__(self, model: TorchModel, clip: Clip, targets: Sequence[Target]) -> list[Explanation]:
+    def __call__(
+        self, model: TorchModel, clip: Clip, targets: Sequence[Target], run: Run = RUN
+    ) -> list[Explanation]:
         """One explanation a target, from one forward and one batched pass back through the head.
 
         Raises:
@@ -76,22 +82,18 @@ class Tubes:
         else:
             grids, constants, error = cell_by_cell(capture, targets)
             grids = grids * grids[0].numel() if self.parity == "paper" else grids
-        grids = grids.cpu()  # maps are small, and are drawn and written by the CPU
-        values = capture.values(targets).detach()[:, 0].tolist()
-        note = Recorder(self, capture)
+        facts = [{"constant": c, "completeness_error": error} for c in constants.tolist()]
         align: Align = "endpoints" if self.parity == "paper" else "centres"
-        seconds = time.perf_counter() - start
-        return [
-            Explanation(
-                (capture.grid(grid),),
-                clip.size,
-                clip.source,
-                target,
-                note(target, value, seconds, {"constant": constant, "completeness_error": error}),
-                align,
-            )
-            for grid, target, value, constant in zip(grids, targets, values, constants.tolist(), strict=True)
-        ]
+        record = Recorder(
+            self,
+            capture.model,
+            capture.scores,
+            layer=capture.layer,
+            forwards=capture.forwards,
+            backwards=capture.backwards,
+            start=start,
+        )
+        return record.write([capture.grid(g) for g in grids.cpu()], clip, targets, facts, align)
 
     def features(self, model: TorchModel, clip: Clip, target: Target) -> Float[Tensor, "c t h w"]:
         """The terms `z_k = g_k A_k` of every feature; their sum over k is the map's grid.
