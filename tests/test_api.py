@@ -19,6 +19,8 @@ from tubelens.errors import InputError, LayerError, OptionError, TargetError
 
 PUBLIC = [
     "AtLeast",
+    "BlackBox",
+    "Budget",
     "Clip",
     "Contrast",
     "Explanation",
@@ -28,6 +30,7 @@ PUBLIC = [
     "Logit",
     "Prob",
     "Provenance",
+    "Run",
     "Scorer",
     "Soft",
     "Source",
@@ -36,8 +39,10 @@ PUBLIC = [
     "TorchModel",
     "TubelensError",
     "Tubes",
+    "black_box",
     "draw",
     "explain",
+    "explain_all",
     "layers",
     "load_explanation",
     "load_model",

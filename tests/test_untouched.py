@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from tests.test_tubes import Small, clip
-from tubelens.api import explain, wrap
+from tubelens.api import explain
 from tubelens.capture import layers
 from tubelens.clip import Clip
 from tubelens.errors import InputError, TubelensError
+from tubelens.loading import wrap
 from tubelens.methods.tubes import Tubes
 from tubelens.model import TorchModel
 from tubelens.target import Logit

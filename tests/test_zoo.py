@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torchvision.models import get_model, get_model_weights
 
 from tubelens import zoo
-from tubelens.api import load_model
 from tubelens.errors import CheckpointError, InputError, OptionError
+from tubelens.loading import load_model
 
 NAMES = [name for name in zoo.MODELS if name != "bundled"]
 

@@ -9,21 +9,25 @@ why.save("why.mp4")
 """
 
 from tubelens import render, store, video
-from tubelens.api import explain, load_model, predict, wrap
+from tubelens.api import explain, explain_all, predict
 from tubelens.capture import layers
 from tubelens.clip import Clip, Source
 from tubelens.errors import TubelensError
 from tubelens.explanation import Explanation, Provenance
 from tubelens.layout import Grid, Layout
+from tubelens.loading import black_box, load_model, wrap
 from tubelens.methods.select import AtLeast, Soft, Strongest
 from tubelens.methods.tubes import Tubes
-from tubelens.model import InputSpec, Scorer, TorchModel
+from tubelens.model import BlackBox, InputSpec, Scorer, TorchModel
+from tubelens.running import Budget, Run
 from tubelens.store import load_explanation
 from tubelens.target import Contrast, Logit, Prob, Target
 from tubelens.video import read_clip
 
 __all__ = [
     "AtLeast",
+    "BlackBox",
+    "Budget",
     "Clip",
     "Contrast",
     "Explanation",
@@ -33,6 +37,7 @@ __all__ = [
     "Logit",
     "Prob",
     "Provenance",
+    "Run",
     "Scorer",
     "Soft",
     "Source",
@@ -41,8 +46,10 @@ __all__ = [
     "TorchModel",
     "TubelensError",
     "Tubes",
+    "black_box",
     "draw",
     "explain",
+    "explain_all",
     "layers",
     "load_explanation",
     "load_model",

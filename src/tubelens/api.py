@@ -2,191 +2,83 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from tubelens import zoo
+from tubelens.budget import one_forward, within
 from tubelens.capture import capturing, default_layer, layers
 from tubelens.clip import Clip
-from tubelens.errors import InputError, OptionError, TargetError, TubelensError
+from tubelens.errors import OptionError, TargetError
 from tubelens.explanation import Explanation
-from tubelens.layout import Layout
+from tubelens.layout import Grid
+from tubelens.loading import class_count
 from tubelens.methods import method as method_named
+from tubelens.methods.protocol import FromCapture, Method
 from tubelens.methods.record import predictions
-from tubelens.model import InputSpec, TorchModel
-from tubelens.target import Logit, ScoreKind, Target, class_index, probabilities
+from tubelens.model import Model, TorchModel, network
+from tubelens.running import RUN, Budget, Progress, Run
+from tubelens.target import Logit, Target, class_index, probabilities
 from tubelens.video import ClipWindows
-from tubelens.zoo.checkpoint import fit, read_checkpoint
 
 TargetLike = Target | int | str
-Progress = Callable[[int, int], None]
-
-
-def load_model(
-    name: str | TorchModel | nn.Module,
-    weights: str | Path | None = None,
-    *,
-    seed: int = 0,
-    labels: Sequence[str] | None = None,
-    device: str | torch.device = "cpu",
-) -> TorchModel:
-    """A model by name, with weights.
-
-    Args:
-        name: a known network (`tubelens models`), or one's own: `package.module:factory` or
-            `path.py:factory`, where the factory returns a module or the result of `tubelens.wrap`.
-        weights: an official name such as `"KINETICS400_V1"`, a file (safetensors, or a torch file that needs
-            no unpickling), or `"random"`.
-        seed: of random weights.
-        labels: names of the classes, in place of the official ones.
-        device: `cpu`, `cuda`, `cuda:1`, ...
-
-    Raises:
-        OptionError: unknown name, no weights, or a device that is not there.
-        CheckpointError: weights that cannot be had, read or fitted; every fault is listed.
-    """
-    where = checked_device(device)
-    if isinstance(name, str) and ":" not in name:
-        return zoo.load(name, weights, seed=seed, labels=labels, device=str(where))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = _made(name) if isinstance(name, str) else name
-    if not isinstance(made, nn.Module | TorchModel):
-        raise OptionError(
-            f"{name}: the factory must return a module or a wrapped model, not {type(made).__name__}"
-        )
-    module = made.module if isinstance(made, TorchModel) else made
-    given = str(name) if isinstance(name, str) else type(module).__name__
-    origin = f"as {given} made them"
-    if weights not in (None, "random"):
-        fit(module, read_checkpoint(str(weights)), str(weights), given)
-        origin = str(weights)
-    module.to(where)
-    model = made if isinstance(made, TorchModel) else wrap(module, name=given)
-    return replace(model, weights=origin, labels=labels if labels is not None else model.labels)
-
-
-def wrap(
-    module: nn.Module,
-    *,
-    mean: Sequence[float] | float = 0.0,
-    std: Sequence[float] | float = 1.0,
-    frames: int = 16,
-    size: int | tuple[int, int] = 112,
-    resize: int | tuple[int, int] | None = None,
-    stride: int = 1,
-    rate: float | None = None,
-    bands: str | Sequence[str] = "RGB",
-    labels: Sequence[str] | None = None,
-    layer: str | None = None,
-    layout: str | Layout | None = None,
-    output: ScoreKind | None = None,
-    pack: Callable[[Tensor], Any] | None = None,
-    unpack: Callable[[Any], Tensor] | None = None,
-    name: str | None = None,
-) -> TorchModel:
-    """One's own network as a model. It is run once on a black clip, to find its layer and check its sizes.
-
-    Args:
-        module: takes `(b, c, t, h, w)` unless `pack` says otherwise.
-        mean: of the normalisation, one number or one a band, on the scale [0, 1].
-        std: likewise.
-        frames: clip length.
-        size: height and width of the centre crop.
-        resize: before it: the short side, or height and width; None: just covers the crop.
-        stride: frames from one sampled frame to the next in training.
-        rate: frames a second in training, in place of `stride`.
-        bands: one letter or one name a channel.
-        labels: names of the classes.
-        layer: to explain; default: the last one whose output still has time and space.
-        layout: of that layer, an einops pattern or a `Layout`; found by itself for most networks.
-        output: what the scores are; default: softmax probabilities where they sum to one, else logits.
-        pack: canonical clips in [0, 1] to what the network eats; replaces mean and std.
-        unpack: scores out of what it returns.
-        name: for captions and records.
-
-    Raises:
-        InputError: the network does not take such a clip.
-        LayerError: no layer with time and space is found, or the one named does not exist.
-    """
-    channels = len(tuple(bands))
-    model = TorchModel(
-        module=module,
-        pack=pack or zoo.Normalise(_per_band(mean, channels), _per_band(std, channels)),
-        unpack=unpack or (lambda out: out),
-        spec=InputSpec(
-            frames, (size, size) if isinstance(size, int) else size, resize, stride, rate, tuple(bands)
-        ),
-        labels=labels,
-        name=name or type(module).__name__,
-    )
-    black = torch.zeros(1, channels, frames, *model.spec.size)
-    if layer is not None:
-        model.submodule(layer)
-    if layout is not None:
-        if layer is None:
-            raise OptionError("a `layout` is declared for a `layer`: give its name too")
-        model = replace(model, layouts={layer: Layout(layout) if isinstance(layout, str) else layout})
-    scores = model(black)
-    _classes(model, scores)
-    found: ScoreKind = "logits"
-    if scores.shape[1] > 1 and bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-4).all()):
-        found = "probs"
-    if layer is None:
-        layer = default_layer(layers(model, black)).name
-    return replace(model, layer=layer, output=output or found)
+Targets = TargetLike | Sequence[TargetLike] | None
 
 
 @overload
 def explain(
-    model: TorchModel,
+    model: Model,
     clip: Clip | ClipWindows,
     method: Any = "tubes",
     target: TargetLike | None = None,
     *,
+    budget: int | str | Budget | None = None,
+    run: Run = RUN,
     progress: Progress | None = None,
     **options: Any,
 ) -> Explanation: ...
 @overload
 def explain(
-    model: TorchModel,
+    model: Model,
     clip: Clip | ClipWindows,
     method: Any = "tubes",
     target: Sequence[TargetLike] = ...,
     *,
+    budget: int | str | Budget | None = None,
+    run: Run = RUN,
     progress: Progress | None = None,
     **options: Any,
 ) -> list[Explanation]: ...
 def explain(
-    model: TorchModel,
+    model: Model,
     clip: Clip | ClipWindows,
     method: Any = "tubes",
-    target: TargetLike | Sequence[TargetLike] | None = None,
+    target: Targets = None,
     *,
+    budget: int | str | Budget | None = None,
+    run: Run = RUN,
     progress: Progress | None = None,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Where and when the model looked.
 
     Args:
-        model: from `load_model` or `wrap`.
+        model: from `load_model`, `wrap` or `black_box`.
         clip: from `model.read`; or `model.windows(path)`: every window of a long video is explained, and the
             maps are stitched with overlaps averaged.
-        method: a name (`tubelens methods`), with its `options`; or a method such as `Tubes(layer="layer4")`.
+        method: a name (`tubelens methods`), with its `options`; or a method such as `RISE(n=500)`.
         target: a label, a class index, a `Target`; `None`: the strongest class; `"top3"`: the three
-            strongest; or a sequence of these, all from the same forward.
-        progress: told (done, total) after each forward where there are several.
+            strongest; or a sequence of these, all from the same passes. A label or an index stands for what
+            the method explains: the logit or the probability.
+        budget: what it may cost: so many forwards (`500`), or a time (`"30s"`); a method whose cost is fixed
+            ignores it and says so in its notes.
+        run: batch size, precision and the like.
+        progress: told (done, total) after each batch where there are several; the same as `Run(progress=)`.
         **options: of a method given by name.
 
     Returns:
@@ -194,65 +86,163 @@ def explain(
 
     Raises:
         TargetError: unknown label, index out of range.
+        OptionError: a budget that not even the method's least effort fits.
         HeadError, LayerError, ScoreError: see the method.
     """
-    chosen = method_named(method, **options) if isinstance(method, str) else method
     if options and not isinstance(method, str):
         raise OptionError("options go with a method's name; a method that is made already has its own")
-    if isinstance(clip, ClipWindows):
-        found = _explain_windows(model, clip, chosen, target, progress or (lambda done, total: None))
-    else:
-        start = time.perf_counter()
-        with _capture(model, clip, chosen, target) as capture:
-            targets = resolve_targets(model, target, capture.scores)
-            found = chosen.from_capture(capture, clip, targets, start)
+    chosen = method_named(method, **options) if isinstance(method, str) else method
+    run = run if progress is None else replace(run, progress=progress)
+    found = explain_all(model, clip, [chosen], target, budget=budget, run=run)[0]
     return found if _several(target) else found[0]
 
 
-@contextmanager
-def _capture(model: TorchModel, clip: Clip, method: Any, target: object) -> Iterator[Any]:
-    count = len(target) if isinstance(target, list | tuple) else _top(target) or 1
-    with capturing(model, clip.pixels[None], method.layer, method.needs_probe, count) as capture:
-        yield capture
+def explain_all(
+    model: Model,
+    clip: Clip | ClipWindows,
+    methods: Sequence[Any],
+    target: Targets = None,
+    *,
+    budget: int | str | Budget | None = None,
+    run: Run = RUN,
+) -> list[list[Explanation]]:
+    """Several methods in as few passes as possible: all that read one forward's activations share it.
+
+    Args:
+        model: as for `explain`.
+        clip: likewise.
+        methods: names or methods.
+        target: as for `explain`; every method explains the same ones.
+        budget: for each method.
+        run: as for `explain`.
+
+    Returns:
+        A list a method, in the order given, of one explanation a target.
+    """
+    if not methods:
+        raise OptionError("no method given (`tubelens methods` lists them)")
+    made = [method_named(m) if isinstance(m, str) else m for m in methods]
+    for m in made:
+        _possible(model, m)
+    notes: list[tuple[str, ...]] = [()] * len(made)
+    if budget is not None:
+        made, notes, run = _within(made, Budget.of(budget), model, clip, run)
+    if isinstance(clip, ClipWindows):
+        found = _explain_windows(model, clip, made, target, run)
+    else:
+        found, _ = _explain_clip(model, clip, made, target, run)
+    return [[_noted(e, note) for e in row] for row, note in zip(found, notes, strict=True)]
+
+
+def _possible(model: Model, method: Any) -> None:
+    """Whether the method can explain the model at all."""
+    if not isinstance(method, Method):
+        raise OptionError(f"{method!r} is not a method (`tubelens methods` lists them)")
+    if method.needs != "scorer":
+        network(model, type(method).__name__)
+
+
+def _within(
+    methods: Sequence[Any], budget: Budget, model: Model, clip: Clip | ClipWindows, run: Run
+) -> tuple[list[Any], list[tuple[str, ...]], Run]:
+    first = next(iter(clip))[1] if isinstance(clip, ClipWindows) else clip
+    windows = len(clip) if isinstance(clip, ClipWindows) else 1
+    seconds = 0.0 if budget.seconds is None else one_forward(model, first)
+    fitted = [within(m, budget, model, first, seconds, windows) for m in methods]
+    if budget.seconds is not None:
+        run = replace(run, seconds=budget.seconds / windows)
+    return [m for m, _ in fitted], [note for _, note in fitted], run
+
+
+def _noted(e: Explanation, notes: tuple[str, ...]) -> Explanation:
+    if not notes:
+        return e
+    return replace(e, provenance=replace(e.provenance, notes=(*e.provenance.notes, *notes)))
+
+
+def _explain_clip(
+    model: Model, clip: Clip, methods: Sequence[Any], target: Targets, run: Run
+) -> tuple[list[list[Explanation]], Tensor | None]:
+    """One forward for all methods that read a layer; it also tells the targets to the others.
+
+    Returns:
+        A row of explanations a method, and the clip's scores where they were needed.
+    """
+    start = time.perf_counter()
+    scores: Tensor | None = None
+    found: list[list[Explanation] | None] = [None] * len(methods)
+    wanted: list[int | Target] | None = None
+    shared = [i for i, m in enumerate(methods) if isinstance(m, FromCapture)]
+    if shared and isinstance(model, TorchModel):
+        names, probe = _layers(model, clip, [methods[i] for i in shared])
+        with capturing(model, clip.pixels[None], names, probe, _count(target)) as capture:
+            scores = capture.scores.detach().clone()
+            wanted = _wanted(model, target, scores)
+            for i in shared:
+                found[i] = methods[i].from_capture(capture, clip, _targets(wanted, methods[i]), start)
+    extra = 0
+    if wanted is None and (_needs_scores(target) or model.labels is None):
+        scores, extra = model(clip.pixels[None]), 1
+    if wanted is None:
+        wanted = _wanted(model, target, scores)
+    for i, m in enumerate(methods):
+        if found[i] is None:
+            found[i] = [_counted(e, extra) for e in m(model, clip, _targets(wanted, m), run)]
+            extra = 0
+    return [row or [] for row in found], scores
+
+
+def _layers(model: TorchModel, clip: Clip, methods: Sequence[Any]) -> tuple[Any, Any]:
+    """Names of all layers that the methods read (None where all read the default), and which is probed."""
+    asked = [m.layer if isinstance(m.layer, tuple) else (m.layer,) for m in methods]
+    probed = [row[0] for row, m in zip(asked, methods, strict=True) if m.needs_probe]
+    names = dict.fromkeys(name for row in asked for name in row)
+    if len(names) == 1:
+        return next(iter(names)), bool(probed)
+    default = model.layer
+    if None in names and default is None:
+        default = default_layer(layers(model, clip.pixels[None])).name
+    return tuple(dict.fromkeys(n or default for n in names)), (probed[0] or default) if probed else False
+
+
+def _counted(e: Explanation, forwards: int) -> Explanation:
+    if not forwards:
+        return e
+    return replace(e, provenance=replace(e.provenance, forwards=e.provenance.forwards + forwards))
 
 
 def _explain_windows(
-    model: TorchModel,
-    windows: ClipWindows,
-    method: Any,
-    target: TargetLike | Sequence[TargetLike] | None,
-    progress: Progress,
-) -> list[Explanation]:
+    model: Model, windows: ClipWindows, methods: Sequence[Any], target: Targets, run: Run
+) -> list[list[Explanation]]:
     """Window by window; where the target is the strongest class, a first pass finds it over all of them."""
     start = time.perf_counter()
-    scores: list[Tensor] = []
     total = len(windows) * (2 if _needs_scores(target) else 1)
+    scores: list[Tensor] = []
     if _needs_scores(target):
         for _, clip in windows:
             scores.append(model(clip.pixels[None]))
-            progress(len(scores), total)
-        target = list(resolve_targets(model, target, torch.cat(scores)))
-    parts: list[list[Any]] = []
-    last: list[Explanation] = []
+            run.tell(len(scores), total)
+        target = list(_wanted(model, target, torch.cat(scores)))
     first_pass, scores = len(scores), []
+    quiet = replace(run, progress=None)
+    parts: list[list[list[Grid]]] = []  # a window: a list of parts for each explanation
     values: list[list[float]] = []
+    last: list[list[Explanation]] = []
     for first, clip in windows:
-        with _capture(model, clip, method, target) as capture:
-            targets = resolve_targets(model, target, capture.scores)
-            last = method.from_capture(capture, clip, targets)
-            scores.append(capture.scores.detach().clone())
-        del capture  # its activations would live into the next window, and what is kept would lie between
-        parts.append([part.shifted(first) for e in last for part in e.parts])
-        values.append([e.provenance.score for e in last])
-        progress(first_pass + len(scores), total)
-    every = torch.cat(scores)
-    predicted = predictions(model, every)
-    probs = probabilities(every, model.output).mean(dim=0)
-    n = len(every)
-    return [
+        last, seen = _explain_clip(model, clip, methods, target, quiet)
+        scores.append(model(clip.pixels[None]) if seen is None else seen)
+        every = [e for row in last for e in row]
+        parts.append([[part.shifted(first) for part in e.parts] for e in every])
+        values.append([e.provenance.score for e in every])
+        run.tell(first_pass + len(scores), total)
+    whole = torch.cat(scores)
+    predicted = predictions(model, whole)
+    probs = probabilities(whole, model.output).mean(dim=0)
+    n, seconds = len(whole), time.perf_counter() - start
+    stitched = iter(
         replace(
             e,
-            parts=tuple(row[i] for row in parts),
+            parts=tuple(part for window in parts for part in window[i]),
             size=windows.size,
             source=windows.source,
             provenance=replace(
@@ -262,13 +252,14 @@ def _explain_windows(
                 predicted=predicted,
                 forwards=first_pass + n * e.provenance.forwards,
                 backwards=n * e.provenance.backwards,
-                seconds=time.perf_counter() - start,
+                seconds=seconds,
                 facts={"windows": float(n)},
                 notes=(*e.provenance.notes, "score and probabilities are means over the windows"),
             ),
         )
-        for i, e in enumerate(last)
-    ]
+        for i, e in enumerate(e for row in last for e in row)
+    )
+    return [[next(stitched) for _ in row] for row in last]
 
 
 def _several(target: object) -> bool:
@@ -281,112 +272,65 @@ def _top(target: object) -> int | None:
     return None
 
 
+def _count(target: object) -> int:
+    """How many targets there will be, about."""
+    return len(target) if isinstance(target, list | tuple) else _top(target) or 1
+
+
 def _needs_scores(target: object) -> bool:
     items = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
     return any(item is None or _top(item) is not None for item in items)
 
 
-def resolve_targets(
-    model: TorchModel, target: TargetLike | Sequence[TargetLike] | None, scores: Float[Tensor, "b k"]
-) -> list[Target]:
-    """Targets from what a user writes; the strongest classes are by mean score over the batch.
+def _wanted(model: Model, target: Targets, scores: Float[Tensor, "b k"] | None) -> list[int | Target]:
+    """Class indices, and targets where those were given, from what a user writes.
+
+    The strongest classes are by mean score over the batch. Scores may be absent where none is asked for by
+    its strength and the labels tell how many classes there are.
 
     Raises:
         TargetError: unknown label (the nearest are named), index out of range, more than there are, or none.
     """
-    k = _classes(model, scores)
+    k = len(model.labels or ()) if scores is None else class_count(model, scores)
     items = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
     if not items:
         raise TargetError("no target given: a label, a class index, or 'top3'")
-    ranked = scores.detach().mean(dim=0).argsort(descending=True, stable=True).tolist()
-    found: list[Target] = []
+    found: list[int | Target] = []
     for item in items:
         n = 1 if item is None else _top(item)
         if n is not None:
+            assert scores is not None
             if not 1 <= n <= k:
                 raise TargetError(f"{item}: the model has {k} classes")
-            found += [Logit(i) for i in ranked[:n]]
+            found += scores.detach().mean(dim=0).argsort(descending=True, stable=True)[:n].tolist()
         elif isinstance(item, int | str):
-            found.append(Logit(class_index(item, k, model.labels)))
+            found.append(class_index(item, k, model.labels))
         else:
-            for index in item.classes:  # type: ignore[union-attr]
+            assert item is not None
+            for index in item.classes:
                 class_index(index, k, model.labels)
-            found.append(item)  # type: ignore[arg-type]
+            found.append(item)
     return found
 
 
-def predict(model: TorchModel, clip: Clip, n: int = 5) -> tuple[tuple[str, float], ...]:
-    """The `n` strongest classes of a clip: (label, probability), strongest first."""
-    scores = model(clip.pixels[None])
-    _classes(model, scores)
-    return predictions(model, scores, n)
+def _targets(wanted: Sequence[int | Target], method: Any) -> list[Target]:
+    """A class stands for what the method explains: its logit or its probability."""
+    return [method.explains(item) if isinstance(item, int) else item for item in wanted]
 
 
-def _classes(model: TorchModel, scores: Tensor) -> int:
-    """How many classes there are, if there are as many labels."""
-    k = scores.shape[1]
-    if model.labels is not None and len(model.labels) != k:
-        raise InputError(f"{model.name} has {k} classes, but {len(model.labels)} labels were given")
-    return k
-
-
-def checked_device(device: str | torch.device) -> torch.device:
-    """The device, if it exists and computes.
+def resolve_targets(
+    model: Model, target: Targets, scores: Float[Tensor, "b k"], explains: type[Any] = Logit
+) -> list[Target]:
+    """Targets from what a user writes; a class stands for its `explains` (`Logit` or `Prob`).
 
     Raises:
-        OptionError: no such device on this machine.
+        TargetError: unknown label (the nearest are named), index out of range, more than there are, or none.
     """
-    try:
-        where = torch.device(device)
-        torch.zeros(1, device=where).add_(1)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(
-            f"device {str(device)!r} cannot be used: {str(error).splitlines()[0][:150]}"
-        ) from error
-    return where
+    return [explains(item) if isinstance(item, int) else item for item in _wanted(model, target, scores)]
 
 
-def _per_band(value: Sequence[float] | float, bands: int) -> tuple[float, ...]:
-    values = (float(value),) * bands if isinstance(value, int | float) else tuple(map(float, value))
-    if len(values) != bands:
-        raise OptionError(f"mean and std need one number or {bands}, one a band, got {len(values)}")
-    return values
-
-
-def _made(spec: str) -> Any:
-    """What the factory that `spec` names returns."""
-    factory = _factory(spec)
-    try:
-        return factory()
-    except TubelensError:
-        raise
-    except Exception as error:
-        raise OptionError(f"{spec}: the factory failed: {type(error).__name__}: {error}") from error
-
-
-def _factory(spec: str) -> Callable[[], Any]:
-    """What `package.module:name` or `path.py:name` names."""
-    where, _, name = spec.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            if not Path(where).is_file():
-                raise OptionError(f"{where}: no such file")
-            loaded = importlib.util.spec_from_file_location(Path(where).stem, where)
-            assert loaded is not None
-            assert loaded.loader is not None
-            module = importlib.util.module_from_spec(loaded)
-            sys.modules.setdefault(Path(where).stem, module)  # dataclasses look themselves up there
-            beside = str(Path(where).resolve().parent)
-            if beside not in sys.path:
-                sys.path.append(beside)  # for the modules beside it, as when Python runs the file
-            loaded.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-    except TubelensError:
-        raise
-    except Exception as error:  # whatever the user's file does
-        raise OptionError(f"{spec}: cannot be imported: {type(error).__name__}: {error}") from error
-    made = getattr(module, name, None)
-    if not callable(made):
-        raise OptionError(f"{spec}: {where} has no function {name!r}")
-    return made  # type: ignore[no-any-return]
+def predict(model: Model, clip: Clip, n: int = 5) -> tuple[tuple[str, float], ...]:
+    """The `n` strongest classes of a clip: (label, probability), strongest first."""
+    scores = model(clip.pixels[None])
+    class_count(model, scores)
+    return predictions(model, scores, n)

@@ -65,6 +65,27 @@ class InputSpec:
         return self.stride if self.rate is None else max(1, round(fps / self.rate))
 
 
+def _reader(kind: str) -> Callable[..., Any]:
+    if kind not in READERS:
+        raise OptionError("reading video needs `import tubelens`, which registers the readers")
+    return READERS[kind]
+
+
+def _read(self: Any, path: str | PathLike[str], sampling: str = "uniform", **options: Any) -> Clip:
+    """The clip of a video as the recipe makes it: its own frames, resize and crop.
+
+    `path` is a video file or a folder of frames; `sampling` is `uniform`, `dense`, `segments` or `random`;
+    `options` are `start` (seconds), `stride`, `frames`, `seed` and `pad`, in place of the recipe's.
+    """
+    clip: Clip = _reader("clip")(path, self.spec, sampling, **options)
+    return clip
+
+
+def _windows(self: Any, path: str | PathLike[str], **options: Any) -> Any:
+    """The whole video as overlapping clips, streamed; `tubelens.explain` takes it in place of a clip."""
+    return _reader("windows")(path, self.spec, **options)
+
+
 @dataclass(frozen=True, eq=False)
 class TorchModel:
     """A torch network and the few facts that the methods need.
@@ -153,26 +174,73 @@ class TorchModel:
             raise LayerError(f"{self.name} has no layer {layer!r}{nearest(layer, names)}")
         return found
 
-    def read(self, path: str | PathLike[str], sampling: str = "uniform", **options: Any) -> Clip:
-        """The clip of a video as the recipe makes it: its own frames, resize and crop.
+    read = _read
+    windows = _windows
 
-        Args:
-            path: a video file or a folder of frames.
-            sampling: `uniform`, `dense`, `segments` or `random`.
-            options: `start` (seconds), `stride`, `frames`, `seed`, `pad`, in place of the recipe's.
+
+@dataclass(frozen=True, eq=False)
+class BlackBox:
+    """Any function from clips to scores: a served model, another framework, an ensemble.
+
+    Methods that need only scores (`tubelens methods`) explain it; it has no layers and no gradients.
+
+    Attributes:
+        score: clips `(b, c, t, h, w)` in [0, 1] to scores `(b, k)`, as a tensor or an array.
+        spec, output, labels, name, weights: as those of `TorchModel`.
+    """
+
+    score: Callable[[Tensor], Any]
+    spec: InputSpec = InputSpec()
+    output: ScoreKind = "logits"
+    labels: Sequence[str] | None = None
+    name: str = "black box"
+    weights: str = "as given"
+
+    def __call__(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        """Scores of a batch, as float32 on the CPU.
+
+        Raises:
+            ScoreError: NaN or infinity.
+            InputError: it failed, or gave something else than one row of scores a clip.
         """
-        clip: Clip = self._reader("clip")(path, self.spec, sampling, **options)
-        return clip
+        shape = "x".join(map(str, clips.shape))
+        try:
+            with torch.no_grad():
+                given = self.score(clips)
+                scores = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
+        except Exception as error:  # whatever someone's function raises
+            if isinstance(error, TubelensError) or is_out_of_memory(error):
+                raise
+            said = str(error).strip().split("\n")[0][:300]
+            raise InputError(
+                f"{self.name} does not accept a clip batch of {shape}: {type(error).__name__}: {said}"
+            ) from error
+        if scores.ndim != 2 or scores.shape[0] != clips.shape[0]:
+            got = tuple(scores.shape)
+            raise InputError(
+                f"{self.name} must return scores of shape ({clips.shape[0]}, classes), got {got}"
+            )
+        return checked(scores, self.name)
 
-    def windows(self, path: str | PathLike[str], **options: Any) -> Any:
-        """The whole video as overlapping clips, streamed; `tubelens.explain` takes it in place of a clip."""
-        return self._reader("windows")(path, self.spec, **options)
+    read = _read
+    windows = _windows
 
-    @staticmethod
-    def _reader(kind: str) -> Callable[..., Any]:
-        if kind not in READERS:
-            raise OptionError("reading video needs `import tubelens`, which registers the readers")
-        return READERS[kind]
+
+Model = TorchModel | BlackBox
+
+
+def network(model: Scorer, who: str) -> TorchModel:
+    """The model, if it is a network and no black box.
+
+    Raises:
+        LayerError: naming `who` needs one.
+    """
+    if isinstance(model, TorchModel):
+        return model
+    raise LayerError(
+        f"{who} needs a network's layers or gradients, and {getattr(model, 'name', 'this model')} is a black"
+        " box that gives only scores: choose rise, occlusion, lime or shap, or give the network itself"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

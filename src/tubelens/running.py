@@ -5,9 +5,12 @@ None of it changes a result beyond rounding, so none of it belongs to a method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from tubelens.errors import OptionError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Progress = Callable[[int, int], None]
@@ -52,3 +55,35 @@ class Passes:
 
     forwards: int
     backwards: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an explanation may cost: so many forwards, or so many seconds.
+
+    A forward and backward down to the pixels counts as three forwards.
+    """
+
+    forwards: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, value: int | float | str | Budget) -> Budget:
+        """From what a user writes: `500` (forwards), `"500"`, `"30s"`, `"2m"`, `"1h"`.
+
+        Raises:
+            OptionError: not of this form, or not positive.
+        """
+        if isinstance(value, Budget):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
+        number = float(found[1]) if found else 0.0
+        unit = found[2] if found else ""
+        if number <= 0 or (not unit and number != int(number)):
+            raise OptionError(
+                f"a budget is a positive number of forwards such as 500, or a time such as 30s or 2m,"
+                f" not {str(value)!r}"
+            )
+        if unit:
+            return cls(seconds=number * {"s": 1, "m": 60, "h": 3600}[unit])
+        return cls(forwards=int(number))

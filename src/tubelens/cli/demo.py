@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tubelens.api import explain, load_model, predict
+from tubelens.api import explain, predict
 from tubelens.cli.show import print_json, print_table
 from tubelens.explanation import Explanation
+from tubelens.loading import load_model
 from tubelens.metrics import localisation
 from tubelens.planted import LABELS, PlantedClip, generate
 from tubelens.render import draw

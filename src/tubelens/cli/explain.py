@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tubelens.api import explain, load_model
+from tubelens.api import explain
 from tubelens.cli.show import note, print_json, print_table, progress, read_labels
 from tubelens.clip import Clip, Pad
 from tubelens.errors import OptionError, TubelensError
 from tubelens.explanation import WRITERS, Explanation
+from tubelens.loading import load_model
 from tubelens.methods import method
 from tubelens.methods.select import Strongest
-from tubelens.model import TorchModel
+from tubelens.model import Model
 from tubelens.render import draw
 from tubelens.render.compose import look
 from tubelens.video import ClipWindows
@@ -146,7 +147,7 @@ class Explain:
         tops = (re.fullmatch(r"top(\d+)", t.lower()) for t in self.target)
         return len(self.target) > 1 or any(top is not None and int(top[1]) > 1 for top in tops)
 
-    def _read(self, model: TorchModel, video: str) -> Clip | ClipWindows:
+    def _read(self, model: Model, video: str) -> Clip | ClipWindows:
         options: dict[str, Any] = {"stride": self.stride, "frames": self.frames, "pad": self.pad}
         options = {key: value for key, value in options.items() if value is not None}
         if self.sampling == "windows":
@@ -154,9 +155,7 @@ class Explain:
             return windows
         return model.read(video, self.sampling, start=self.start, seed=self.seed, **options)
 
-    def _explain_one(
-        self, model: TorchModel, methods: list[Any], video: str, stem: str
-    ) -> list[dict[str, Any]]:
+    def _explain_one(self, model: Model, methods: list[Any], video: str, stem: str) -> list[dict[str, Any]]:
         clip = self._read(model, video)
         if clip.source.padded:
             note(f"{video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
@@ -221,7 +220,7 @@ class Explain:
             "out": paths,
         }
 
-    def _report(self, model: TorchModel, results: list[dict[str, Any]]) -> None:
+    def _report(self, model: Model, results: list[dict[str, Any]]) -> None:
         if self.json:
             print_json(results)
             return

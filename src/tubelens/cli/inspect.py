@@ -10,13 +10,15 @@ import torch
 import tyro
 
 from tubelens import zoo
-from tubelens.api import load_model, predict
+from tubelens.api import predict
 from tubelens.capture import layers
 from tubelens.cli.show import note, print_json, print_table, read_labels
 from tubelens.clip import Pad
 from tubelens.errors import OptionError
 from tubelens.layout import Centres
+from tubelens.loading import load_model
 from tubelens.methods import METHODS
+from tubelens.model import network
 from tubelens.video import extract_frames
 
 
@@ -141,7 +143,8 @@ class Layers:
             if value is not None and value < 1:
                 raise OptionError(f"{option} must be at least 1, not {value}")
         builtin = self.model in zoo.MODELS and self.model != "bundled"
-        model = load_model(self.model, self.weights or ("random" if builtin else None), device=self.device)
+        weights = self.weights or ("random" if builtin else None)
+        model = network(load_model(self.model, weights, device=self.device), "layers")
         spec = model.spec
         size = (self.size, self.size) if self.size else spec.size
         clips = torch.zeros(1, len(spec.bands), self.frames or spec.frames, *size)
