@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from tubelens.upsample import Align, fractional_index, matrices, resample
 Writer = Callable[..., Path]
 WRITERS: dict[str, Writer] = {}
 """Suffix -> writer, filled by `tubelens.render` and `tubelens.store`; `""` writes a folder of frames."""
+Scale = Literal["range", "positive"]
+"""What heat 0 and 1 stand for: the minimum and the maximum, or nothing and the strongest positive values."""
+STRONGEST = 0.995
+"""Quantile of the positive values that is drawn hottest: a few outliers must not darken all the rest."""
 REPRS: dict[str, Callable[[Explanation], str]] = {}
 """MIME type -> how an explanation shows itself in a notebook; filled by `tubelens.render`."""
 
@@ -79,6 +83,9 @@ class Explanation:
         provenance: how it was made.
         align: how `saliency`, `heat` and drawings place the cells: where they look (`"centres"`), or from
             corner to corner as published (`"endpoints"`).
+        scale: what `heat` and drawings call cold and hot. `"range"`: the minimum and the maximum, as
+            published for tubes. `"positive"`: zero and the strongest positive values, so that a voxel without
+            effect is cold; for maps whose zero means that.
     """
 
     parts: tuple[Grid, ...]
@@ -87,6 +94,7 @@ class Explanation:
     target: Target
     provenance: Provenance
     align: Align = "centres"
+    scale: Scale = "range"
 
     @property
     def grid(self) -> Float[Tensor, "t h w"]:
@@ -100,12 +108,16 @@ class Explanation:
 
     @property
     def heat(self) -> Float[Tensor, "T H W"]:
-        """`saliency` scaled to [0, 1] by its minimum and maximum over the whole clip; zeros if constant."""
+        """`saliency` scaled to [0, 1], once over the whole clip, as `scale` tells; zeros if constant."""
         return scaled(self.saliency, *self.limits)
 
     @cached_property
     def limits(self) -> tuple[float, float]:
-        """Minimum and maximum of `saliency`, found frame by frame, so that long videos fit."""
+        """What heat 0 and 1 stand for; found frame by frame, so that long videos fit."""
+        if self.scale == "positive":
+            values = torch.cat([part.values.flatten() for part in self.parts])
+            positive = values[values > 0].double()
+            return 0.0, float(np.quantile(positive.numpy(), STRONGEST)) if len(positive) else 0.0
         _, h, w = self.size
         low, high = float("inf"), float("-inf")
         for frame in self._stream(np.arange(self.size[0], dtype=float), _axis(h, h), _axis(w, w)):

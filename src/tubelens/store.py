@@ -50,6 +50,7 @@ def save_explanation(explanation: Explanation, path: str | Path, **options: Any)
         "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
         "provenance": asdict(explanation.provenance),
         "align": explanation.align,
+        "scale": explanation.scale,
     }
     with replacing(path) as temporary:
         try:
@@ -96,6 +97,7 @@ def load_explanation(path: str | Path) -> Explanation:
         TARGETS[target["kind"]](*target["classes"]),
         _provenance(header["provenance"]),
         header["align"],
+        header.get("scale", "range"),
     )
 
 

@@ -43,3 +43,10 @@ def method(name: str, **options: Any) -> Any:
         return METHODS[name].make(**options)
     except TypeError as error:
         raise OptionError(f"method {name!r}: {error}") from error
+
+
+def short_name(written: str) -> str:
+    """The name in the table of a method's repr (`GradCAMpp(layer=None)` is `gradcam++`)."""
+    kind = written.partition("(")[0]
+    names = {getattr(entry.make, "__name__", ""): name for name, entry in METHODS.items()}
+    return names.get(kind, kind)

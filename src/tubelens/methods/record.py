@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelens.clip import Clip
-from tubelens.explanation import Explanation, Provenance
+from tubelens.explanation import Explanation, Provenance, Scale
 from tubelens.layout import Grid
 from tubelens.model import Scorer
 from tubelens.target import Target, describe, evaluate, label_of, probabilities
@@ -76,6 +76,7 @@ class Recorder:
         targets: Sequence[Target],
         facts: Sequence[dict[str, float]] | None = None,
         align: Align = "centres",
+        scale: Scale = "positive",
     ) -> list[Explanation]:
         """One explanation a target.
 
@@ -85,6 +86,7 @@ class Recorder:
             targets: what about it.
             facts: numbers that the method reports, one dictionary a target.
             align: how drawings place the cells.
+            scale: what drawings call cold and hot.
         """
         scores = self.scores.detach()
         values: list[float] = evaluate(targets, scores, self.model.output)[:, 0].tolist()
@@ -119,6 +121,7 @@ class Recorder:
                     **shared,
                 ),
                 align,
+                scale,
             )
             for i, (grid, target, value) in enumerate(zip(grids, targets, values, strict=True))
         ]

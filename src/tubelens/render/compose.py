@@ -7,7 +7,7 @@ heat are found once over the whole clip, before the first frame is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from tubelens.errors import OptionError, nearest
 from tubelens.explanation import scaled
 from tubelens.render import colour
+from tubelens.render.arrange import Cell, arrange, names
 from tubelens.render.caption import Caption, caption_of, draw_bar, draw_strip
 from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, fitted, open_source, over_time
 
@@ -142,9 +143,13 @@ class Drawing:
             self._moments = moments.every(every)
             self.times = self._moments.times
             self.fps = self.video.fps / every
-            columns = len(self.explanations) * len(look.styles) + look.beside
-            self._column = fitted(first.size, columns, fit)
-            self.size = (self._column[0], self._column[1] * columns)
+            self._cells = arrange(self.explanations, look.styles, look.beside)
+            rows, columns = len(self._cells), len(self._cells[0])
+            self._column = fitted(first.size, columns, fit, rows)
+            self.size = (self._column[0] * rows, self._column[1] * columns)
+            captions = [caption_of(e) for e in self.explanations]
+            titles = names(self.explanations, [c.label for c in captions])
+            self._captions = [replace(c, label=t) for c, t in zip(captions, titles, strict=True)]
             self.audio: tuple[str, float, float] | None = None
             if self.video.has_audio and self.video.path is not None:
                 self.audio = (self.video.path, self.times[0], self.times[-1])
@@ -165,29 +170,45 @@ class Drawing:
             yield self.times[k], self._draw(fit_to(frame, self._column), heat, k)
 
     def _draw(self, frame: colour.Frame, maps: Sequence[Tensor], k: int) -> np.ndarray:
-        seconds, columns = self.times[k], []
-        if self.look.beside:
-            column = _opaque(frame) if self.look.rgba else frame.copy()
-            self._annotate(column, Caption("original"), None, k)
-            columns.append(column)
-        for number, (explanation, saliency) in enumerate(zip(self.explanations, maps, strict=True)):
-            source = explanation.source
-            heat = scaled(saliency, *self._limits[number]).detach().cpu().numpy()
-            if not source.span[0] - EPSILON <= seconds <= source.span[1] + EPSILON:
-                heat = np.full_like(heat, np.nan)  # explained on another part of the video
-            for style in self.look.styles:
-                column = STYLES[style](frame, heat, self.look)
-                if self.look.rgba and column.shape[2] == 3:
-                    column = _opaque(column)
-                colour.mark_crop(column, source.box, source.size)
-                self._annotate(column, caption_of(explanation), self._over_time[number], k)
-                columns.append(column)
-        if len(columns) == 1:
-            return columns[0]
+        heats = [self._heat(number, saliency, k) for number, saliency in enumerate(maps)]
+        rows = [[self._cell(cell, frame, heats, k) for cell in row] for row in self._cells]
+        if len(rows) == len(rows[0]) == 1:
+            return rows[0][0]
         line = max(1, round(colour.line_width(*self._column)))
-        for column in columns[1:]:
-            column[:, :line] = 255 if column.shape[2] == 3 else (255, 255, 255, 255)
-        return np.concatenate(columns, axis=1)
+        white = 255 if rows[0][0].shape[2] == 3 else (255, 255, 255, 255)
+        for r, row in enumerate(rows):
+            for c, picture in enumerate(row):
+                if c:
+                    picture[:, :line] = white
+                if r:
+                    picture[:line] = white
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+
+    def _heat(self, number: int, saliency: Tensor, k: int) -> np.ndarray:
+        """Heat of one explanation, NaN where it does not speak for that moment."""
+        heat: np.ndarray = scaled(saliency, *self._limits[number]).detach().cpu().numpy()
+        start, end = self.explanations[number].source.span
+        if not start - EPSILON <= self.times[k] <= end + EPSILON:
+            heat = np.full_like(heat, np.nan)  # explained on another part of the video
+        return heat
+
+    def _cell(self, cell: Cell | None, frame: colour.Frame, heats: list[np.ndarray], k: int) -> np.ndarray:
+        """One picture of the grid."""
+        if cell is None:
+            empty = np.zeros_like(frame)
+            return _opaque(empty) if self.look.rgba else empty
+        number, style = cell
+        if number is None:
+            picture = _opaque(frame) if self.look.rgba else frame.copy()
+            self._annotate(picture, Caption("original"), None, k)
+            return picture
+        source = self.explanations[number].source
+        picture = STYLES[style](frame, heats[number], self.look)
+        if self.look.rgba and picture.shape[2] == 3:
+            picture = _opaque(picture)
+        colour.mark_crop(picture, source.box, source.size)
+        self._annotate(picture, self._captions[number], self._over_time[number], k)
+        return picture
 
     def _annotate(
         self, column: np.ndarray, caption: Caption, curve: Float[np.ndarray, "n"] | None, k: int
@@ -227,7 +248,7 @@ def frames(
     One explanation without `beside` keeps the source's frame size and gives one frame for each of its frames.
 
     Args:
-        explanations: one, or several of the same video: columns side by side.
+        explanations: one, or several of the same video, arranged as `tubelens.render.arrange` tells.
         style: `heat`, `paper` (the published overlay), `focus` or `contour`; several are columns.
         beside: the original at the left.
         caption: target, probability, predicted class and time, inside the frame.

@@ -23,14 +23,16 @@ from matplotlib.figure import Figure
 
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation, scaled
+from tubelens.methods import short_name
 from tubelens.render import colour
+from tubelens.render.arrange import names
 from tubelens.render.caption import caption_of, probability
 from tubelens.render.compose import STYLES, Look, look
 from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, open_source, over_time
 from tubelens.video import Frames
 
 DPI = 200
-_LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c")
+_LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c", "#17a2b8", "#a0522d")
 _INK, _SOFT = "#1a1a1a", "#666666"
 _LEFT, _RIGHT, _GAP = 0.42, 0.78, 0.045
 _HEAD, _CURVE, _FOOT = 0.82, 0.85, 0.42
@@ -145,11 +147,12 @@ def _quiet() -> Iterator[None]:
 def _rows(many: Sequence[Explanation], styles: Sequence[str]) -> list[Row]:
     if len(many) == 1:
         return [Row("original"), *(Row(style, many[0], style) for style in styles)]
+    titles = names(many, [caption_of(e).label for e in many])
     return [
         Row("original"),
         *(
-            Row(caption_of(e).label + (f" ({style})" if len(styles) > 1 else ""), e, style)
-            for e in many
+            Row(title + (f" ({style})" if len(styles) > 1 else ""), e, style)
+            for e, title in zip(many, titles, strict=True)
             for style in styles
         ),
     ]
@@ -197,7 +200,7 @@ def _title(sheet: Figure, many: Sequence[Explanation], video: str) -> None:
     p = many[0].provenance
     wide = sheet.get_figwidth() - _LEFT - 0.1
     captions = [caption_of(e) for e in many]
-    if len(many) == 1:
+    if len({c.label for c in captions}) == 1:
         name, after = captions[0].label, captions[0].line[len(captions[0].label) :].strip(" ·")
     else:
         name = ", ".join(dict.fromkeys(c.label for c in captions))
@@ -205,7 +208,8 @@ def _title(sheet: Figure, many: Sequence[Explanation], video: str) -> None:
     title = _write(sheet, name, _LEFT, 0.14, wide * (0.55 if after else 1), size=13, weight="bold")
     if after:
         _write(sheet, after, title + 0.16, 0.175, wide + _LEFT - title - 0.16, size=10.5, color=_SOFT)
-    methods = ", ".join(dict.fromkeys(e.provenance.method for e in many))
+    written = list(dict.fromkeys(e.provenance.method for e in many))
+    methods = ", ".join(written if len(written) == 1 else map(short_name, written))
     layers = ", ".join(dict.fromkeys(f"layer {e.provenance.layer}" for e in many if e.provenance.layer))
     made = " · ".join(part for part in (methods, f"{p.model} ({p.weights})", layers, video) if part)
     _write(sheet, made, _LEFT, 0.40, wide, size=8, color=_SOFT)
@@ -257,13 +261,15 @@ def _curves(
     """Mean heat over time, and where the shown frames are; the axes are `wide` inches wide."""
     top = 0.0
     letters = max(8, int(wide / len(many) / 0.08) - 12)
-    for number, e in enumerate(many):
+    titles = names(many, [caption_of(e).label for e in many])
+    one_target = len({e.provenance.label for e in many}) == 1 < len(many)
+    for number, (e, title) in enumerate(zip(many, titles, strict=True)):
         values = over_time(e, times)
         top = max(top, float(values.max()))
         line = _LINES[number % len(_LINES)]
-        caption = caption_of(e)
-        name = caption.label if len(caption.label) <= letters else caption.label[: letters - 1].rstrip() + "…"
-        ax.plot(times, values, color=line, linewidth=1.3, label=f"{name} {caption.value}", zorder=3)
+        name = title if len(title) <= letters else title[: letters - 1].rstrip() + "…"
+        name = name if one_target else f"{name} {caption_of(e).value}"
+        ax.plot(times, values, color=line, linewidth=1.3, label=name, zorder=3)
         if len(many) == 1:
             ax.fill_between(times, 0, values, color=line, alpha=0.15, linewidth=0, zorder=2)
         dots = np.interp(shown, times, values)

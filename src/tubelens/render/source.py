@@ -123,8 +123,8 @@ class Moments:
         return Moments(tuple(self.indices[i] for i in places), tuple(self.times[i] for i in places))
 
 
-def fitted(size: tuple[int, int], columns: int, fit: int | None) -> tuple[int, int]:
-    """Height and width of one column when `columns` of `size` together may have `fit` pixels a side.
+def fitted(size: tuple[int, int], columns: int, fit: int | None, rows: int = 1) -> tuple[int, int]:
+    """Height and width of one picture where `rows` x `columns` together may have `fit` pixels a side.
 
     Raises:
         OptionError: `fit` below 16.
@@ -134,7 +134,7 @@ def fitted(size: tuple[int, int], columns: int, fit: int | None) -> tuple[int, i
         return h, w
     if fit < 16:
         raise OptionError(f"fit must be at least 16 pixels, not {fit}")
-    share = min(1.0, fit / max(h, w * columns))
+    share = min(1.0, fit / max(h * rows, w * columns))
     return max(1, round(h * share)), max(1, int(w * share + EPSILON))
 
 
