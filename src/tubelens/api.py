@@ -27,6 +27,7 @@ from tubelens.target import Logit, Target, class_index, probabilities
 from tubelens.video import ClipWindows
 
 TargetLike = Target | int | str
+OVER_WINDOWS = "score and probabilities are means over the windows"
 Targets = TargetLike | Sequence[TargetLike] | None
 
 
@@ -254,7 +255,7 @@ def _explain_windows(
                 backwards=n * e.provenance.backwards,
                 seconds=seconds,
                 facts={"windows": float(n)},
-                notes=(*e.provenance.notes, "score and probabilities are means over the windows"),
+                notes=(*e.provenance.notes, OVER_WINDOWS),
             ),
         )
         for i, e in enumerate(e for row in last for e in row)

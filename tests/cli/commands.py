@@ -113,7 +113,7 @@ not_a_function = 3
 TINY = ("--model", "nets.py:make")
 SCHEMA = {
     *("video", "method", "target", "score", "prob", "predicted", "layer", "grid", "padded", "facts"),
-    *("forwards", "seconds", "out"),
+    *("forwards", "backwards", "precision", "seed", "notes", "seconds", "out"),
 }
 
 

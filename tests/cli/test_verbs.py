@@ -39,11 +39,13 @@ def test_version() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example_that_parses(verb: str) -> None:
     said = done(verb, "--help").out
-    (example,) = re.findall(r"^Example: (.*)$", said, re.M)
-    program, *args = shlex.split(example)
-    assert program == "tubelens"
-    assert args[0] == verb
-    assert isinstance(parse(args), VERBS[verb])
+    examples = re.findall(r"^Example: (.*)$", said, re.M)
+    assert examples
+    for example in examples:
+        program, *args = shlex.split(example)
+        assert program == "tubelens"
+        assert args[0] == verb
+        assert isinstance(parse(args), VERBS[verb])
     assert "--json" in said
     assert "--debug" in said
 
@@ -63,7 +65,7 @@ def test_models() -> None:
 
 
 def test_methods() -> None:
-    assert re.search(r"^ *tubes +layers, affine head +1 F \+ 1 B_h", done("methods").out, re.M)
+    assert re.search(r"^ *tubes +layers +1 F \+ 1 B_h", done("methods").out, re.M)
     (entry,) = [e for e in done("methods", "--json").json if e["name"] == "tubes"]
     assert set(entry) == {"name", "needs", "cost", "source"}
 
