@@ -1,6 +1,6 @@
 """Every method on fresh planted clips: how well it finds the known evidence, and what it costs.
 
-    python benchmarks/planted_methods.py [--clips 100] [--jobs 2] [--only rise tubes] [--write docs/planted.md]
+    python benchmarks/planted_methods.py [--clips 100] [--jobs 2] [--only rise tubes] [--write FILE]
 
 Seeds never trained on, clips that the bundled network classifies correctly, the target is the true class.
 Results are kept a line a clip in `--keep`, so that an interrupted run goes on where it was.

@@ -127,7 +127,7 @@ def explain_all(
         _possible(model, m)
     notes: list[tuple[str, ...]] = [()] * len(made)
     if budget is not None:
-        made, notes, run = _within(made, Budget.of(budget), model, clip, run)
+        made, notes, run = _within(made, Budget.of(budget), model, clip, target, run)
     if isinstance(clip, ClipWindows):
         found = _explain_windows(model, clip, made, target, run)
     else:
@@ -144,12 +144,13 @@ def _possible(model: Model, method: Any) -> None:
 
 
 def _within(
-    methods: Sequence[Any], budget: Budget, model: Model, clip: Clip | ClipWindows, run: Run
+    methods: Sequence[Any], budget: Budget, model: Model, clip: Clip | ClipWindows, target: Targets, run: Run
 ) -> tuple[list[Any], list[tuple[str, ...]], Run]:
     first = next(iter(clip))[1] if isinstance(clip, ClipWindows) else clip
     windows = len(clip) if isinstance(clip, ClipWindows) else 1
     seconds = 0.0 if budget.seconds is None else one_forward(model, first)
-    fitted = [within(m, budget, model, first, seconds, windows) for m in methods]
+    looked_up = int(_needs_scores(target) or model.labels is None)
+    fitted = [within(m, budget, model, first, run, seconds, windows, looked_up) for m in methods]
     if budget.seconds is not None:
         run = replace(run, seconds=budget.seconds / windows)
     return [m for m, _ in fitted], [note for _, note in fitted], run
@@ -173,9 +174,8 @@ def _explain_clip(
     scores: Tensor | None = None
     found: list[list[Explanation] | None] = [None] * len(methods)
     wanted: list[int | Target] | None = None
-    shared = [i for i, m in enumerate(methods) if isinstance(m, FromCapture)]
+    shared, names, probe = _shared(model, clip, methods)
     if shared and isinstance(model, TorchModel):
-        names, probe = _layers(model, clip, [methods[i] for i in shared])
         with capturing(model, clip.pixels[None], names, probe, _count(target)) as capture:
             scores = capture.scores.detach().clone()
             wanted = _wanted(model, target, scores)
@@ -193,17 +193,25 @@ def _explain_clip(
     return [row or [] for row in found], scores
 
 
-def _layers(model: TorchModel, clip: Clip, methods: Sequence[Any]) -> tuple[Any, Any]:
-    """Names of all layers that the methods read (None where all read the default), and which is probed."""
-    asked = [m.layer if isinstance(m.layer, tuple) else (m.layer,) for m in methods]
-    probed = [row[0] for row, m in zip(asked, methods, strict=True) if m.needs_probe]
-    names = dict.fromkeys(name for row in asked for name in row)
+def _shared(model: Model, clip: Clip, methods: Sequence[Any]) -> tuple[list[int], Any, Any]:
+    """Numbers of the methods that one forward can serve, the layers they read, and the layer that is probed.
+
+    A forward can be probed at one layer; who wants another one probed goes alone. Layers are None where all
+    read the default.
+    """
+    reading = [i for i, m in enumerate(methods) if isinstance(m, FromCapture)]
+    if not reading or not isinstance(model, TorchModel):
+        return [], None, False
+    asked = {i: m if isinstance(m := methods[i].layer, tuple) else (m,) for i in reading}
+    if any(None in row for row in asked.values()) and len({n for row in asked.values() for n in row}) > 1:
+        default = model.layer or default_layer(layers(model, clip.pixels[None])).name
+        asked = {i: tuple(n or default for n in row) for i, row in asked.items()}
+    probed = [asked[i] for i in reading if methods[i].needs_probe]
+    shared = [i for i in reading if not methods[i].needs_probe or asked[i] == probed[0]]
+    names = tuple(dict.fromkeys(n for i in shared for n in asked[i]))
     if len(names) == 1:
-        return next(iter(names)), bool(probed)
-    default = model.layer
-    if None in names and default is None:
-        default = default_layer(layers(model, clip.pixels[None])).name
-    return tuple(dict.fromkeys(n or default for n in names)), (probed[0] or default) if probed else False
+        return shared, names[0], bool(probed)
+    return shared, names, probed[0][0] if probed else False
 
 
 def _counted(e: Explanation, forwards: int) -> Explanation:

@@ -6,17 +6,28 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from tubelens.batching import native_bf16
 from tubelens.clip import Clip
 from tubelens.methods.protocol import FromCapture, Scalable
 from tubelens.model import Model, TorchModel
-from tubelens.running import Budget, Passes
+from tubelens.running import RUN, Budget, Passes, Run
+from tubelens.scoring import PILOT, WORTH
 
 BACKWARD = 3
 """Forwards that a forward and backward through everything counts as (measured: 2.9 to 3.4)."""
 
 
 def within(
-    method: Any, budget: Budget, model: Model, clip: Clip, seconds: float, windows: int = 1
+    method: Any,
+    budget: Budget,
+    model: Model,
+    clip: Clip,
+    run: Run = RUN,
+    seconds: float = 0.0,
+    windows: int = 1,
+    looked_up: int = 0,
 ) -> tuple[Any, tuple[str, ...]]:
     """The method at the effort that the budget buys, and what the user should know.
 
@@ -25,8 +36,10 @@ def within(
         budget: of the whole explanation.
         model: what will be run.
         clip: one clip of it.
+        run: at what precision.
         seconds: what a forward takes.
         windows: over how many clips the budget is spread.
+        looked_up: forwards spent before, to find the class.
 
     Raises:
         OptionError: not even the method's least effort fits.
@@ -35,7 +48,18 @@ def within(
         amount = f"{budget.forwards} forwards" if budget.forwards else f"{budget.seconds:g} s"
         return method, (f"its cost is fixed: the budget of {amount} changes nothing",)
     forwards = budget.forwards or max(1, int((budget.seconds or 0) / max(seconds, 1e-6)))
-    return method.afford(forwards // windows, model, clip), ()
+    forwards = forwards // windows - looked_up
+    if method.needs != "gradients":
+        forwards -= pilots(model, run, forwards)
+    return method.afford(max(1, forwards), model, clip), ()
+
+
+def pilots(model: Model, run: Run, forwards: int) -> int:
+    """Forwards that scoring so many masks spends on comparing a lower precision with fp32."""
+    device = torch.device(getattr(model, "device", "cpu"))
+    if not isinstance(model, TorchModel) or run.precision == "fp32" or forwards < PILOT * WORTH:
+        return 0
+    return 2 * PILOT if run.precision != "auto" or native_bf16(device) else 0
 
 
 def one_forward(model: Model, clip: Clip) -> float:

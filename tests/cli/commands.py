@@ -100,6 +100,46 @@ def breaks_later():
     return made(BreaksLater())
 
 
+def box():
+    net = made(Net())
+    return tl.black_box(lambda clips: net(clips), frames=8, size=24, labels=LABELS, name="remote")
+
+
+class Deaf(Net):
+    def forward(self, x):
+        return self.head(self.body(x).flatten(2).mean(2) * 0)
+
+
+def deaf():
+    return made(Deaf(), labels=LABELS)
+
+
+class NaNWhereMasked(Net):
+    seen = None  # fails on every clip but the first it sees and that one again
+
+    def forward(self, x):
+        if self.seen is None or x.shape != self.seen.shape:
+            NaNWhereMasked.seen = x.clone() if self.seen is None and x.amax() > 0.05 else self.seen
+        scores = super().forward(x)
+        same = self.seen is None or (x.shape == self.seen.shape and bool((x == self.seen).all()))
+        return scores if same else scores * torch.nan
+
+
+def nan_where_masked():
+    return made(NaNWhereMasked(), labels=LABELS)
+
+
+class Hungry(Net):
+    def forward(self, x):
+        if x.amax() > 0.05:
+            raise torch.OutOfMemoryError("tried to allocate 640.00 GiB")
+        return super().forward(x)
+
+
+def hungry():
+    return made(Hungry(), labels=LABELS)
+
+
 def raises():
     raise RuntimeError("the cluster is on fire")
 

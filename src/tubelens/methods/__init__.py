@@ -9,7 +9,57 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tubelens.errors import OptionError, nearest
+from tubelens.methods.ablationcam import AblationCAM
+from tubelens.methods.cam import GradCAM, GradCAMpp, HiResCAM, LayerCAM, XGradCAM
+from tubelens.methods.eigen import FEM, EigenCAM
+from tubelens.methods.extremal import Extremal
+from tubelens.methods.gradients import InputXGradient, Saliency, SmoothGrad
+from tubelens.methods.guided import Gated, GuidedBackprop, GuidedGradCAM
+from tubelens.methods.integrated import IntegratedGradients
+from tubelens.methods.occlusion import Occlusion
+from tubelens.methods.pyramid import Pyramid
+from tubelens.methods.rise import RISE
+from tubelens.methods.scorecam import ScoreCAM
+from tubelens.methods.selective import Selective
+from tubelens.methods.sidu import SIDU
+from tubelens.methods.surrogate import LIME, KernelSHAP
+from tubelens.methods.swag import SWAG
 from tubelens.methods.tubes import Tubes
+
+__all__ = [
+    "FEM",
+    "LIME",
+    "METHODS",
+    "RISE",
+    "SIDU",
+    "SWAG",
+    "AblationCAM",
+    "EigenCAM",
+    "Entry",
+    "Extremal",
+    "Gated",
+    "GradCAM",
+    "GradCAMpp",
+    "GuidedBackprop",
+    "GuidedGradCAM",
+    "HiResCAM",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelSHAP",
+    "LayerCAM",
+    "Occlusion",
+    "Pyramid",
+    "Saliency",
+    "ScoreCAM",
+    "Selective",
+    "SmoothGrad",
+    "Tubes",
+    "XGradCAM",
+    "accepts",
+    "method",
+    "option_names",
+    "short_name",
+]
 
 
 @dataclass(frozen=True)
@@ -30,12 +80,39 @@ class Entry:
     @property
     def needs(self) -> str:
         """What it takes: a scorer (any black box), a network's layers, or gradients down to the pixels."""
-        return str(self.make.needs)  # type: ignore[attr-defined]
+        return str(self.make().needs)
 
 
 METHODS: dict[str, Entry] = {
     # activations of a layer and gradients of the head
     "tubes": Entry(Tubes, "1 F + 1 B_h", "Stergiou et al., Saliency Tubes, ICIP 2019"),
+    "gradcam": Entry(GradCAM, "1 F + 1 B_h", "Selvaraju et al., ICCV 2017"),
+    "gradcam++": Entry(GradCAMpp, "1 F + 1 B_h", "Chattopadhyay et al., WACV 2018"),
+    "xgradcam": Entry(XGradCAM, "1 F + 1 B_h", "Fu et al., BMVC 2020"),
+    "hirescam": Entry(HiResCAM, "1 F + 1 B_h", "Draelos and Carin, 2020"),
+    "layercam": Entry(LayerCAM, "1 F + 1 B_h", "Jiang et al., IEEE TIP 2021"),
+    "eigencam": Entry(EigenCAM, "1 F", "Muhammad and Yeasin, IJCNN 2020"),
+    "fem": Entry(FEM, "1 F", "Fuad et al., IPTA 2020"),
+    "ablationcam": Entry(AblationCAM, "1 F + C F_h", "Desai and Ramaswamy, WACV 2020"),
+    "scorecam": Entry(ScoreCAM, "(1 + C) F", "Wang et al., CVPR Workshops 2020"),
+    "pyramid": Entry(Pyramid, "1 F", "Stergiou et al., Class Feature Pyramids, ICCV Workshops 2019"),
+    # perturbations of the clip
+    "rise": Entry(RISE, "(1 + n) F", "Petsiuk et al., BMVC 2018"),
+    "sidu": Entry(SIDU, "(1 + C) F", "Muddamsetty et al., ICIP 2020"),
+    "occlusion": Entry(Occlusion, "(1 + W) F", "Zeiler and Fergus, ECCV 2014"),
+    "extremal": Entry(Extremal, "steps B a volume", "Li et al., STEP, WACV 2021; Fong et al., ICCV 2019"),
+    "lime": Entry(LIME, "(1 + n) F", "Ribeiro et al., KDD 2016"),
+    "shap": Entry(KernelSHAP, "(1 + n) F", "Lundberg and Lee, NeurIPS 2017; Covert and Lee, AISTATS 2021"),
+    # gradients down to the pixels
+    "saliency": Entry(Saliency, "1 B", "Simonyan et al., ICLR Workshops 2014"),
+    "inputxgradient": Entry(InputXGradient, "1 B", "Shrikumar et al., 2016"),
+    "integrated_gradients": Entry(IntegratedGradients, "steps B", "Sundararajan et al., ICML 2017"),
+    "smoothgrad": Entry(SmoothGrad, "n B", "Smilkov et al., 2017"),
+    "guided_backprop": Entry(GuidedBackprop, "1 B", "Springenberg et al., ICLR Workshops 2015"),
+    "guided_gradcam": Entry(GuidedGradCAM, "1 F + 1 B_h + 1 B", "Selvaraju et al., ICCV 2017"),
+    "gated": Entry(Gated, "1 B", "input x gradient within the last layer's class map"),
+    "swag": Entry(SWAG, "1 B", "Hartley et al., SWAG-V, WACV 2022"),
+    "selective": Entry(Selective, "that of its base", "Hiley et al., selective relevance, 2019"),
 }
 
 
@@ -99,22 +176,28 @@ def short_name(written: str) -> str:
 
 
 def _options(name: str, text: str) -> dict[str, Any]:
-    """`n=500, fill=blur` as a dictionary; a bare word is a string."""
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        if call.args or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError("options are written key=value")
-        return {str(k.arg): _value(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError) as error:
-        raise OptionError(
-            f"method {name!r}: cannot read its options ({text}): write them as in rise(n=500, fill=blur)"
-        ) from error
+    """`n=500, fill=blur, layer=blocks.0` as a dictionary; what is no Python value is a word."""
+    found = {}
+    for item in _split(text):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not (key.isidentifier() and equals and value):
+            raise OptionError(
+                f"method {name!r}: cannot read its options ({text}): write them as in rise(n=500, fill=blur)"
+            )
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = method(value) if "(" in value else value
+    return found
 
 
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Call):
-        return method(ast.unparse(node))
-    return ast.literal_eval(node)
+def _split(text: str) -> list[str]:
+    """At the commas that stand in no bracket."""
+    items, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += letter
+    return [item for item in items if item.strip()]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelens.capture import Capture, capturing, vjp
+from tubelens.capture import Capture, capturing
 from tubelens.clip import Clip
 from tubelens.errors import HeadError, LayerError
 from tubelens.explanation import Explanation
@@ -76,6 +76,7 @@ class Tubes:
     ) -> list[Explanation]:
         """The same from a capture (made with `probe=True`) that other methods share."""
         start = time.perf_counter() if start is None else start
+        capture = capture.clip(0).at(self.layer)
         if capture.alone is None or self.select is not None:
             gradients, constants, error = affine_head(capture, targets)
             grids = self._maps(gradients[:, 0], capture.activations[0])
@@ -93,7 +94,7 @@ class Tubes:
             backwards=capture.backwards,
             start=start,
         )
-        return record.write([capture.grid(g) for g in grids.cpu()], clip, targets, facts, align)
+        return record.write([capture.grid(g) for g in grids.cpu()], clip, targets, facts, align, "range")
 
     def features(self, model: TorchModel, clip: Clip, target: Target) -> Float[Tensor, "c t h w"]:
         """The terms `z_k = g_k A_k` of every feature; their sum over k is the map's grid.
@@ -138,9 +139,7 @@ def affine_head(
     gradients = capture.gradients(targets)
     mix, mixed, answers = _probed(capture, targets)
     check_affine(capture, torch.einsum("n,nbcthw->bcthw", mix, gradients), mixed)
-    assert capture.probe is not None
-    probe = capture.layout.to_grid(capture.probe.detach())
-    constants = (answers - torch.einsum("nbcthw,bcthw->nb", gradients, probe))[:, 0]
+    constants = (answers - torch.einsum("nbcthw,bcthw->nb", gradients, capture.probe))[:, 0]
     sums = torch.einsum("nbcthw,bcthw->nb", gradients, capture.activations)[:, 0]
     return gradients, constants, _error(capture, targets, sums, constants)
 
@@ -156,9 +155,7 @@ def cell_by_cell(
     """
     assert capture.alone is not None, "capture with more targets than cells"
     mix, mixed, _ = _probed(capture, targets)
-    (gradient,) = vjp((mix @ capture.values(targets)).sum()[None], capture.leaf)
-    capture.backwards += 1
-    check_affine(capture, capture.layout.to_grid(gradient), mixed)
+    check_affine(capture, capture.gradient_of(mix, targets), mixed)
     answers = evaluate(targets, capture.alone.detach(), capture.model.output)
     constants = answers[:, 0]
     maps = (answers[:, 1:] - constants[:, None]).view(-1, *capture.activations.shape[2:])
@@ -194,12 +191,9 @@ def _probed(
     capture: Capture, targets: Sequence[Target]
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "b c t h w"], Float[Tensor, "n b"]]:
     """A random combination of the targets, its gradient at the probe, and the targets there."""
-    assert capture.probe is not None, "capture with probe=True"
-    assert capture.probe_scores is not None
-    answers = evaluate(targets, capture.probe_scores, capture.model.output)
+    answers = evaluate(targets, capture.probe_scores, capture.model.output).detach()
     mix = torch.randn(len(targets), generator=torch.Generator().manual_seed(len(targets))).to(answers)
-    (gradient,) = vjp((mix @ answers).sum()[None], capture.probe)
-    return mix, capture.layout.to_grid(gradient), answers.detach()
+    return mix, capture.probe_gradient_of(mix, targets), answers
 
 
 def _error(capture: Capture, targets: Sequence[Target], sums: Tensor, constants: Tensor) -> float:

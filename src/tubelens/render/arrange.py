@@ -38,10 +38,15 @@ def arrange(many: Sequence[Explanation], styles: Sequence[str], beside: bool) ->
     return rows
 
 
-def names(many: Sequence[Explanation], labels: Sequence[str]) -> list[str]:
+def names(many: Sequence[Explanation], labels: Sequence[str], both: bool = False) -> list[str]:
     """What tells the explanations apart: the label, the method's name, or both.
 
     Two methods of one name and different options are numbered.
+
+    Args:
+        many: explanations.
+        labels: of their targets.
+        both: with several methods, also the label that all of them share.
     """
     methods = list(dict.fromkeys(e.provenance.method for e in many))
     if len(methods) == 1:
@@ -51,7 +56,7 @@ def names(many: Sequence[Explanation], labels: Sequence[str]) -> list[str]:
         twins = [n for n in methods if short_name(n) == short_name(m)]
         if len(twins) > 1:
             short[m] = f"{short_name(m)} {twins.index(m) + 1}"
-    several = len(set(labels)) > 1
+    several = both or len(set(labels)) > 1
     return [
         f"{short[e.provenance.method]}: {label}" if several else short[e.provenance.method]
         for e, label in zip(many, labels, strict=True)

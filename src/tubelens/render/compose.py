@@ -148,7 +148,7 @@ class Drawing:
             self._column = fitted(first.size, columns, fit, rows)
             self.size = (self._column[0] * rows, self._column[1] * columns)
             captions = [caption_of(e) for e in self.explanations]
-            titles = names(self.explanations, [c.label for c in captions])
+            titles = names(self.explanations, [c.label for c in captions], both=True)
             self._captions = [replace(c, label=t) for c, t in zip(captions, titles, strict=True)]
             self.audio: tuple[str, float, float] | None = None
             if self.video.has_audio and self.video.path is not None:

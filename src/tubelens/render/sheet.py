@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 
 from tubelens.errors import OptionError
@@ -32,7 +33,9 @@ from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, 
 from tubelens.video import Frames
 
 DPI = 200
-_LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c", "#17a2b8", "#a0522d")
+_LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c")
+LEGEND = len(_LINES)
+"""So many curves have a legend; of more, the names of the rows have the curves' colours."""
 _INK, _SOFT = "#1a1a1a", "#666666"
 _LEFT, _RIGHT, _GAP = 0.42, 0.78, 0.045
 _HEAD, _CURVE, _FOOT = 0.82, 0.85, 0.42
@@ -104,6 +107,8 @@ def figure(
     path = many[0].source.path
     with _quiet():
         _title(sheet, many, Path(path).name if path else "")
+    unnamed = len(many) > LEGEND
+    lines = dict(zip(map(id, many), _line_colours(len(many)), strict=True))
     for r, row in enumerate(rows):
         for c, seconds in enumerate(shown.times):
             ax = axes(_LEFT + c * (cell_w + _GAP), _HEAD + r * (cell_h + _GAP), cell_w, cell_h)
@@ -112,7 +117,8 @@ def figure(
             if r == 0:
                 ax.set_title(f"{seconds:.2f} s", fontsize=8, color=_SOFT, pad=3)
         with _quiet():
-            _name(sheet, row.name, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h)
+            ink = lines[id(row.explanation)] if unnamed and row.explanation is not None else _INK
+            _name(sheet, row.name, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h, ink)
     heated = [r for r, row in enumerate(rows) if row.style in ("heat", "paper", "contour")]
     if heated:
         paper = all(rows[r].style == "paper" for r in heated) and not how.own
@@ -226,12 +232,12 @@ def _write(sheet: Figure, text: str, left: float, top: float, room: float, size:
     return float(end)
 
 
-def _name(sheet: Figure, text: str, middle: float, room: float) -> None:
+def _name(sheet: Figure, text: str, middle: float, room: float, ink: str) -> None:
     """The name of a row, upright at its left, cut to the row's height."""
     w, h = sheet.get_size_inches()
     place = ((_LEFT - 0.1) / w, 1 - middle / h)
     artist = sheet.text(
-        *place, text, rotation=90, ha="right", va="center", fontsize=9, color=_INK, parse_math=False
+        *place, text, rotation=90, ha="right", va="center", fontsize=9, color=ink, parse_math=False
     )
     if artist.get_window_extent().height / sheet.dpi > room:  # two lines of smaller letters, then an ellipsis
         artist.set_fontsize(8)
@@ -255,6 +261,12 @@ def _colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Exp
     bar.ax.set_title("heat", fontsize=8, color=_SOFT, pad=4)
 
 
+def _line_colours(n: int) -> list[str]:
+    if n <= LEGEND:
+        return list(_LINES[:n])
+    return [to_hex(colormaps["turbo"](0.05 + 0.9 * i / (n - 1))) for i in range(n)]
+
+
 def _curves(
     ax: Axes, many: Sequence[Explanation], times: Sequence[float], shown: Sequence[float], wide: float
 ) -> None:
@@ -262,11 +274,14 @@ def _curves(
     top = 0.0
     letters = max(8, int(wide / len(many) / 0.08) - 12)
     titles = names(many, [caption_of(e).label for e in many])
+    lines = _line_colours(len(many))
     one_target = len({e.provenance.label for e in many}) == 1 < len(many)
     for number, (e, title) in enumerate(zip(many, titles, strict=True)):
         values = over_time(e, times)
+        if one_target and values.max() > 0:
+            values = values / values.max()  # mean heats of different methods do not compare
         top = max(top, float(values.max()))
-        line = _LINES[number % len(_LINES)]
+        line = lines[number]
         name = title if len(title) <= letters else title[: letters - 1].rstrip() + "…"
         name = name if one_target else f"{name} {caption_of(e).value}"
         ax.plot(times, values, color=line, linewidth=1.3, label=name, zorder=3)
@@ -279,14 +294,20 @@ def _curves(
     ax.set_xlim(times[0], times[-1])
     ax.set_ylim(0, top * 1.15 or 1)
     ax.set_xlabel("seconds", fontsize=8, color=_SOFT, labelpad=2)
-    ax.set_title("mean heat", loc="left", fontsize=8, color=_SOFT, pad=3)
+    ax.set_title(
+        "mean heat, each of its highest" if one_target else "mean heat",
+        loc="left",
+        fontsize=8,
+        color=_SOFT,
+        pad=3,
+    )
     ax.tick_params(labelsize=7, colors=_SOFT, length=2, width=0.5)
     ax.locator_params(axis="y", nbins=3)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_linewidth(0.5)
-    if len(many) > 1:
+    if 1 < len(many) <= LEGEND:
         plain: dict[str, Any] = {"frameon": False, "handlelength": 1.2, "borderpad": 0, "borderaxespad": 0.3}
         key = ax.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(many), fontsize=8, **plain)
         for text in key.get_texts():

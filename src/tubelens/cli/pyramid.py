@@ -1,0 +1,169 @@
+"""`tubelens pyramid`: which kernels of which layers a class builds on, as JSON, a figure, and tubes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from tubelens.cli.show import note, print_json, print_table, progress, read_labels
+from tubelens.clip import Pad
+from tubelens.errors import OptionError
+from tubelens.files import replacing
+from tubelens.loading import load_model
+from tubelens.methods.pyramid import Pyramid as Method
+from tubelens.methods.pyramid_graph import Dependency
+from tubelens.model import network
+from tubelens.render import draw
+from tubelens.render.dependency import draw_dependency
+from tubelens.target import Logit, class_index
+
+Format = Literal["png", "mp4", "gif", "webm", "safetensors"]
+
+
+@dataclass
+class Pyramid:
+    """Step back from a class through layers and kernels; write the graph, a figure and a tube a layer.
+
+    Example: tubelens pyramid v.mp4 --model r3d_18 --weights KINETICS400_V1 --depth 3 --out why
+
+    Writes graph.json, graph.png and a contact sheet (or another --format) for each layer and for all fused.
+
+    Cost: one forward (two where the activations do not fit) and about .1 s a picture.
+    """
+
+    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
+    """Video file, GIF or folder of frames."""
+    model: str = "bundled"
+    """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
+    weights: str | None = None
+    """An official name, a file, or random."""
+    labels: str | None = None
+    """Text file with the class names, one a line."""
+    target: str | None = None
+    """Label or class index; default the strongest class."""
+    theta: float = 0.65
+    """Threshold of a channel's evidence for a kernel, scaled to [0, 1]: larger keeps fewer kernels."""
+    depth: int | None = None
+    """Steps back from the class; default all, down to the clip."""
+    fuse: Literal["mean", "geometric"] = "mean"
+    """How the tubes of all layers become one."""
+    parity: Literal["cfp"] | None = None
+    """The published selection."""
+    out: str = "pyramid"
+    """Folder to write into."""
+    format: Format = "png"
+    """What the tubes are written as."""
+    sampling: Literal["uniform", "dense", "segments", "random"] = "uniform"
+    """Which frames."""
+    start: float = 0.0
+    """Seconds at which a dense run begins."""
+    stride: int | None = None
+    """Frames from one sampled frame to the next; default the one the network was trained with."""
+    frames: int | None = None
+    """Clip length, if not the network's own."""
+    pad: Pad = "clamp"
+    """What fills a clip when the video is too short: the last frame again, or black."""
+    seed: int = 0
+    """Of random weights and random sampling."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+    json: bool = False
+    """Print JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """One forward, the graph, the pictures."""
+        method = Method(theta=self.theta, depth=self.depth, fuse=self.fuse, parity=self.parity)
+        out = Path(self.out)
+        if out.exists() and not out.is_dir():
+            raise OptionError(f"--out {self.out}: a file of that name is in the way: give a folder")
+        model = network(
+            load_model(
+                self.model, self.weights, seed=self.seed, labels=read_labels(self.labels), device=self.device
+            ),
+            "pyramid",
+        )
+        options = {"stride": self.stride, "frames": self.frames, "start": self.start, "pad": self.pad}
+        given = {key: value for key, value in options.items() if value is not None}
+        clip = model.read(self.video, self.sampling, seed=self.seed, **given)
+        if clip.source.padded:
+            note(f"{self.video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
+        found = method.graph(model, clip, Logit(self._class(model, clip)))
+        for line in found.notes:
+            note(line)
+        written = self._write(found, out)
+        self._report(found, written)
+        return 0
+
+    def _class(self, model: Any, clip: Any) -> int:
+        scores = model(clip.pixels[None])
+        if self.target is None:
+            return int(scores.argmax())
+        return class_index(self.target, scores.shape[1], model.labels)
+
+    def _write(self, found: Dependency, out: Path) -> list[Path]:
+        graph = out / "graph.json"
+        with replacing(graph) as path:
+            path.write_text(json.dumps(found.to_json()), encoding="utf-8")
+        written = [graph, draw_dependency(found, out / "graph.png")]
+        tubes = {"all": found.explanation}
+        for number, step in enumerate(found.steps):
+            if step.explanation is not None:
+                tubes[f"{number:02d}.{_slug(step.layer)}"] = step.explanation
+        with progress("drawing the layers") as tick:
+            for done, (name, e) in enumerate(tubes.items()):
+                path = out / f"{name}.{self.format}"
+                written.append(e.save(path) if self.format == "safetensors" else draw(e, path))
+                tick(done + 1, len(tubes))
+        return written
+
+    def _report(self, found: Dependency, written: list[Path]) -> None:
+        p = found.explanation.provenance
+        if self.json:
+            print_json(
+                {
+                    "video": self.video,
+                    "target": found.label,
+                    "score": p.score,
+                    "prob": p.prob,
+                    "layers": [
+                        {"layer": s.layer, "back": s.back, "kernels": len(s.kernels), "of": s.size}
+                        for s in found.steps
+                    ],
+                    "links": sum(len(link.pairs) for link in found.links),
+                    "forwards": p.forwards,
+                    "seconds": p.seconds,
+                    "notes": list(found.notes),
+                    "out": [str(path) for path in written],
+                }
+            )
+            return
+        title = (
+            f"{Path(self.video).name}: {found.label} ({p.prob:.3f}), {found.model}, weights {found.weights}"
+        )
+        rows = [
+            [
+                step.layer,
+                str(step.back),
+                f"{len(step.kernels)} of {step.size}",
+                " ".join(str(k) for k in _strongest(step)),
+            ]
+            for step in found.steps
+        ]
+        print_table(title, ["layer", "steps back", "kernels", "strongest"], rows)
+        print(f"{len(written)} files in {self.out}")
+
+
+def _strongest(step: Any, n: int = 6) -> list[int]:
+    order = step.strengths.sort(descending=True, stable=True).indices[:n]
+    found: list[int] = step.kernels[order].tolist()
+    return found
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

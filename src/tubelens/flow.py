@@ -1,0 +1,56 @@
+"""Optical flow between the frames of a clip, for windows that follow motion. Needs the extra `flow`."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelens.errors import OptionError
+
+SMALLEST = 8  # pixels; on less there is nothing to follow
+
+
+def flows(
+    pixels: Float[Tensor, "c T H W"],
+) -> tuple[Float[Tensor, "s 2 H W"], Float[Tensor, "s 2 H W"]]:
+    """Dense flow between neighbouring frames, both ways (Farnebäck, SCIA 2003, by OpenCV). Deterministic.
+
+    Args:
+        pixels: in [0, 1]; the mean over the bands is followed.
+
+    Returns:
+        Forward, from frame t to t + 1, and backward, from frame t + 1 to t: `(T - 1, 2, H, W)`, in pixels,
+        downwards and to the right.
+
+    Raises:
+        OptionError: OpenCV is not installed, or frames of less than 8 pixels a side.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise OptionError(
+            'following motion needs OpenCV: pip install "tubelens[flow]", or use windows that stand still'
+        ) from error
+    _, count, height, width = pixels.shape
+    if min(height, width) < SMALLEST:
+        raise OptionError(
+            f"optical flow needs frames of at least {SMALLEST}x{SMALLEST} pixels, not {height}x{width}"
+        )
+    grey = (pixels.mean(dim=0) * 255).round().clamp(0, 255).byte().cpu().numpy()
+
+    def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        empty = np.zeros((height, width, 2), np.float32)
+        found = cv2.calcOpticalFlowFarneback(
+            a, b, empty, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
+        )
+        return np.ascontiguousarray(found[..., ::-1].transpose(2, 0, 1))
+
+    pairs = list(pairwise(grey))
+    shape = (count - 1, 2, height, width)
+    forward = np.stack([between(a, b) for a, b in pairs]) if pairs else np.zeros(shape, np.float32)
+    backward = np.stack([between(b, a) for a, b in pairs]) if pairs else np.zeros(shape, np.float32)
+    return torch.from_numpy(forward), torch.from_numpy(backward)

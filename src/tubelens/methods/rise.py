@@ -1,0 +1,191 @@
+"""RISE (Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
+2018), with a time axis of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelens.clip import Clip
+from tubelens.errors import OptionError
+from tubelens.explanation import Explanation
+from tubelens.fill import Black, Fill, fill
+from tubelens.masks import Grids, Published, Triple
+from tubelens.methods.protocol import Needs
+from tubelens.methods.record import Recorder, voxels
+from tubelens.model import Scorer
+from tubelens.running import RUN, Passes, Run
+from tubelens.scoring import score_masked
+from tubelens.target import Logit, Prob, Target
+
+Normaliser = Literal["density", "published"]
+
+
+@dataclass(frozen=True)
+class RISE:
+    """Random masks, each weighted by the score that it leaves.
+
+    With masks `M_i` (1 = kept), `f_i` the target on the clip under mask i and `f` their mean, the map is
+
+        S(v) = sum_i (f_i - f) M_i(v) / sum_i M_i(v)
+
+    which estimates `E[f | v kept] - E[f]`: by how much the target rises when voxel v is seen (section 3.1,
+    less its mean over the masks). The published estimator `sum_i f_i M_i(v) / (N p)` (eq. 6) has the same
+    expectation but for the constant `E[f]`, and more variance for two avoidable reasons: how often v was kept
+    by chance is not `N p`, and a constant score should give a flat map. With independent binary masks and a
+    voxel that matters little, the published variance is `(1 / N) ((1 - p) mean^2 + sd^2) / p` and this one's
+    `(1 / N) (1 - p) sd^2 / p`; so the published map needs
+
+        1 / (1 - p) + (mean / sd)^2
+
+    times as many masks, with mean and sd those of the score over the masks (both are reported).
+
+    All targets share the forwards. The map is signed, one value a voxel.
+
+    Attributes:
+        n: number of masks.
+        cells: of the mask grid across the clip, along time, height and width; cut to the clip's own size.
+        p: probability that a node of the grid is kept.
+        fill: what replaces what is removed: a name in `tubelens.fill.FILLS`, or a fill.
+        seed: of the masks.
+        normaliser: `"density"`: the formula above; `"published"`: `sum_i f_i M_i(v) / (N p)`.
+        parity: `"icpr2022"`: as that code has it: its masks (s = 8, which take the place of `cells`), black,
+            the published normaliser and, for the probability of a class, its logit.
+    """
+
+    needs: ClassVar[Needs] = "scorer"
+    explains: ClassVar[type[Prob]] = Prob
+
+    n: int = 2000
+    cells: Triple = (4, 8, 8)
+    p: float = 0.5
+    fill: str | Fill = "mean"
+    seed: int = 0
+    normaliser: Normaliser = "density"
+    parity: Literal["icpr2022"] | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.cells) < 1:
+            raise OptionError(f"RISE needs at least one cell along time, height and width, not {self.cells}")
+        self.masks((1, 1, 1))
+        fill(self.fill)
+        if self.normaliser not in ("density", "published"):
+            raise OptionError(f"normaliser is 'density' or 'published', not {self.normaliser!r}")
+        if self.parity not in (None, "icpr2022"):
+            raise OptionError(f"parity is None or 'icpr2022', not {self.parity!r}")
+
+    def __call__(
+        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
+    ) -> list[Explanation]:
+        """One explanation a target, all from the same forwards.
+
+        `run.seconds` ends it early, with the masks scored by then; the facts say how many.
+
+        Raises:
+            OptionError: see `tubelens.scoring`.
+            ScoreError: NaN or infinity.
+        """
+        start = time.perf_counter()
+        published = self.parity is not None or self.normaliser == "published"
+        masks = self.masks(clip.size)
+        removed = Black() if self.parity else fill(self.fill)
+        explained = [Logit(t.index) if self.parity and isinstance(t, Prob) else t for t in targets]
+        scored = score_masked(model, clip, masks, removed, explained, run)
+        sums = Sums()
+        for part in scored:
+            sums.add(part.values, part.masks)
+        maps = sums.published(self.p) if published else sums.corrected()
+        record = Recorder(
+            self,
+            model,
+            scored.scores,
+            seed=self.seed,
+            precision=scored.precision,
+            forwards=scored.forwards,
+            notes=scored.notes,
+            start=start,
+        )
+        return record.write([voxels(m) for m in maps], clip, explained, sums.facts())
+
+    def masks(self, size: Triple) -> Grids | Published:
+        """The masks for a clip of so many frames, rows and columns."""
+        if self.parity == "icpr2022":
+            return Published(self.n, size, p=self.p, seed=self.seed)
+        t, h, w = (min(c, extent) for c, extent in zip(self.cells, size, strict=True))
+        return Grids(self.n, size, (t, h, w), self.p, self.seed)
+
+    def passes(self, model: Scorer, clip: Clip) -> Passes:
+        """The masks and the intact clip; a pilot of the precision, where there is one, comes on top."""
+        return Passes(self.n + 1)
+
+    def afford(self, forwards: int, model: Scorer, clip: Clip) -> RISE:
+        """The same with as many masks as so many forwards buy.
+
+        Raises:
+            OptionError: fewer than three, one of which goes to the intact clip.
+        """
+        if forwards < 3:
+            raise OptionError(f"RISE needs at least 3 forwards, not {forwards}")
+        return replace(self, n=forwards - 1)
+
+
+class Sums:
+    """What the estimators need, added up as masks go by, on their device.
+
+    Rows of one matrix: for each target `sum_i (f_i - c) M_i`, and last `sum_i M_i`. The shift c is the mean
+    of the first batch: it keeps the digits of scores that hardly vary, and drops out again.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+        self.shift: Float[Tensor, "n 1"] | None = None
+        self.values: list[Float[Tensor, "n b"]] = []
+
+    def add(self, values: Float[Tensor, "n b"], masks: Float[Tensor, "b T H W"]) -> None:
+        """One batch."""
+        if self.rows is None or self.shift is None:
+            self.shift = values.mean(dim=1, keepdim=True)
+            self.rows = masks.new_zeros(len(values) + 1, *masks.shape[1:])
+        weights = torch.cat([values - self.shift, torch.ones_like(values[:1])])
+        self.rows.view(len(weights), -1).addmm_(weights.to(masks), masks.flatten(1))
+        self.values.append(values.double())
+
+    def corrected(self) -> Float[Tensor, "n T H W"]:
+        """`sum_i (f_i - f) M_i / sum_i M_i`; 0 where no mask kept anything."""
+        sums, kept, above = self._parts()
+        maps = sums / kept.clamp_min(torch.finfo(kept.dtype).tiny) - above
+        return torch.where(kept > 0, maps, 0.0)
+
+    def published(self, p: float) -> Float[Tensor, "n T H W"]:
+        """`sum_i f_i M_i / (N p)`."""
+        sums, kept, _ = self._parts()
+        assert self.shift is not None
+        return (sums + self.shift.view(-1, 1, 1, 1) * kept) / (self.count * p)
+
+    @property
+    def count(self) -> int:
+        """Masks so far."""
+        return sum(v.shape[1] for v in self.values)
+
+    def facts(self) -> list[dict[str, float]]:
+        """Masks used, and mean and standard deviation of each target over them."""
+        values = torch.cat(self.values, dim=1)
+        mean, sd = values.mean(dim=1).tolist(), values.std(dim=1, correction=0).tolist()
+        return [
+            {"masks": float(self.count), "mean_score": m, "sd_score": s}
+            for m, s in zip(mean, sd, strict=True)
+        ]
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of the targets, the last row, and by how much the mean of the scores exceeds the shift."""
+        assert self.rows is not None, "no mask was scored"
+        assert self.shift is not None
+        mean = torch.cat(self.values, dim=1).mean(dim=1)[:, None].to(self.shift)
+        return self.rows[:-1], self.rows[-1], (mean - self.shift).view(-1, 1, 1, 1)
