@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2)
 
-.PHONY: demo test check lint types layers test-all bench train clean
+.PHONY: demo test check lint types layers test-all bench bench-planted train clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tubelens demo --out tubelens-demo
@@ -30,6 +30,9 @@ layers: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+bench-planted: $(STAMP)
+	$(BIN)/python benchmarks/planted_methods.py --write docs/planted.md
 
 train: $(STAMP)
 	$(BIN)/python -m tubelens.evaluate.train --out src/tubelens/zoo/planted.safetensors

@@ -108,7 +108,7 @@ def test_finds_the_region_when_the_volume_is_its_own(target: Target):
     assert float(why.grid[region].mean()) > 0.75
     assert float(why.grid[~region].mean()) < 0.05
     core = F.max_pool3d((~region).float()[None], 5, 1, 2)[0] == 0
-    assert float(why.grid[core].min()) > 0.95
+    assert float(why.grid[core].min()) > 0.85
     assert why.provenance.facts["kept_0.125"] > why.provenance.facts["filled"]
 
 

@@ -338,6 +338,7 @@ def _lost(call: Call) -> Dims | None:
 
 RULES: dict[str, Callable[[Call], Dims | None]] = {
     "convolution": _convolution,
+    "_convolution": _convolution,  # as traced modules call it
     "max_pool2d_with_indices": _max_pool,
     "max_pool3d_with_indices": _max_pool,
     "avg_pool2d": _avg_pool,

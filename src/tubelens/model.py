@@ -167,7 +167,7 @@ class TorchModel:
         """
         try:
             found = self.find(layer) if self.find else self.module.get_submodule(layer)
-        except (AttributeError, KeyError, ValueError):
+        except (AttributeError, KeyError, ValueError, RuntimeError):  # the last by scripted modules
             found = None
         if found is None or not layer:
             names = [name for name, _ in self.module.named_modules() if name]

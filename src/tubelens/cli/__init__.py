@@ -18,6 +18,7 @@ import tyro
 
 from tubelens.cli import explain, inspect
 from tubelens.cli.demo import Demo
+from tubelens.cli.pyramid import Pyramid
 from tubelens.errors import OptionError, TubelensError, nearest
 from tubelens.model import is_out_of_memory
 
@@ -25,6 +26,7 @@ VERBS: dict[str, type[Any]] = {
     "demo": Demo,
     "predict": inspect.Predict,
     "explain": explain.Explain,
+    "pyramid": Pyramid,
     "frames": inspect.Frames,
     "layers": inspect.Layers,
     "models": inspect.Models,
