@@ -146,13 +146,14 @@ def table(lines: list[dict[str, Any]], wanted: list[str]) -> str:
 
 HEAD = """# Methods against planted evidence
 
-Written by `make bench-planted`. {clips} fresh clips (seeds that chose nothing; {key} where a shape decides,
-{dir} where a direction does) that the bundled network classifies correctly; the target is the true class; every
-map is compared at clip resolution with the voxels that decide.
+Written by `make bench-planted`. {clips} fresh clips (seeds that chose nothing; {key} where a shape
+decides, {dir} where a direction does) that the bundled network classifies correctly; the target is the
+true class; every map is compared at clip resolution with the voxels that decide.
 
-AP is average precision, energy the share of positive mass in the truth, pointing the share of highest voxels
-that hit it, distractor the share of mass on moving objects that decide nothing (a flat map has .03, .03, .03
-and .08). ± is the standard error of AP. Passes are means a clip; backwards include those through the head alone.
+AP is average precision, energy the share of positive mass in the truth, pointing the share of highest
+voxels that hit it, distractor the share of mass on moving objects that decide nothing (a flat map has
+.03, .03, .03 and .08). ± is the standard error of AP. Passes are means a clip; backwards include those
+through the head alone.
 
 """
 

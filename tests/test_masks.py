@@ -181,7 +181,7 @@ def test_tracked_windows_without_motion_stand_still():
 
 def test_tracked_windows_follow_the_mean_flow_inside_them():
     """Slow: box by box, frame by frame, from the middle frame outwards."""
-    forward, backward = (4 * rand(6, 2, 12, 10, seed=s) - 1.5 for s in (1, 2))
+    forward, backward = (12 * rand(6, 2, 12, 10, seed=s) - 1 for s in (1, 2))
     family = Tracked(SIZE, (5, 4, 4), (3, 4, 3), forward, backward)
     still = Windows(SIZE, (5, 4, 4), (3, 4, 3)).boxes.tolist()
 

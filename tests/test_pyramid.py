@@ -278,6 +278,8 @@ def test_fusing_maps_that_are_flat_or_negative():
     grids = [Grid(torch.tensor(v).view(1, 2, 1), *places, (0, 1)) for v in ([1.0, 2.0], [-1.0, -3.0])]
     torch.testing.assert_close(fused(grids, "mean").values.flatten(), torch.tensor([0.25, 0.5]))
     assert fused(grids, "geometric").values.flatten().tolist() == [0, 0]
+    both = [Grid(torch.tensor(v).view(1, 2, 1), *places, (0, 1)) for v in ([1.0, -1.0], [2.0, -1.0])]
+    assert fused(both, "geometric").values.flatten().tolist() == [1, 0]  # two wrongs make no right
 
 
 def test_several_targets_from_one_forward(monkeypatch: pytest.MonkeyPatch):

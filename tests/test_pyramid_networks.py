@@ -58,6 +58,34 @@ def test_groups_depthwise_branches_and_shortcuts():
     assert sets(Pyramid(theta=0.65).graph(wrap(group), clip(), Logit(0)))["depth"] == [3]
 
 
+def test_kernels_with_several_readers_have_the_best_chain():
+    net = Branched()
+    with torch.no_grad():
+        net.fc.weight[0] = torch.tensor([1.0, 0, 0.9, 0])
+        net.other.weight[0, :2, 0, 0, 0] = torch.tensor([0.35, 0.5])
+    found = Pyramid(theta=0.65).graph(wrap(net), clip(), Logit(0))
+    assert sets(found) == {
+        **{"fc": [0], "pair": [0], "other": [0], "depth": [0, 1]},
+        **{"stem": [0, 1], "stem (call 2)": [0, 2]},
+    }
+    # depth 0: from pair 0 (1 x 1), and from other 0 (less than 1 x 0.7)
+    assert found.step("depth").strengths[0] == 1
+    assert 0.65 < found.step("depth").strengths[1] == found.step("other").strengths[0] < 1
+
+
+def test_scores_that_are_turned_round():
+    class Turned(Branched):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    plain, turned = Branched(), Turned()
+    with torch.no_grad():
+        turned.fc.weight.neg_()
+    for target in (Logit(0), Logit(1), Contrast(1, 0)):
+        one, two = (Pyramid().graph(wrap(net), clip(), target) for net in (plain, turned))
+        assert sets(one) == sets(two)
+
+
 def test_depth_counts_the_shortest_way():
     net = get_model("r3d_18", weights=None, num_classes=5)
     video = clip(4, 32)

@@ -212,6 +212,8 @@ def test_voxels_that_no_mask_kept_are_zero():
     masks[:, 0, 0, 0] = 0
     sums.add(torch.tensor([[1.0, 3.0]]), masks)
     assert sums.corrected().flatten().tolist() == [0.0, 0.0, 0.0, 0.0]
+    sums.add(torch.tensor([[8.0, 8.0]]), masks)  # a mean that is not that of the first batch
+    assert sums.corrected().flatten().tolist() == [0.0, 0.0, 0.0, 0.0]
     masks[0, 0, 1, 1] = 0
     sums = Sums()
     sums.add(torch.tensor([[1.0, 3.0]]), masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -80,8 +79,6 @@ def symbolic(net: nn.Module) -> dict[str, set[str]]:
         if node.op == "call_module" and isinstance(modules[node.target], _ConvNd | nn.Linear):
             found[node.target] = before
             reach[node] = {node.target}
-        elif node.target is operator.attrgetter:  # sizes and the like
-            reach[node] = set()
     return found
 
 
@@ -322,6 +319,22 @@ def test_sums_of_channels_also_where_tensors_were_not_kept(kept: int, monkeypatc
     assert maps[body][0].y == tuple(range(1, 15))
 
 
+def test_a_convolution_after_the_pool_shows_what_was_pooled():
+    class Pooled(Overwriting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv3d(4, 3, 1)  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu() * 2
+            return self.head(F.adaptive_avg_pool3d(x, (2, 1, 1))).mean(dim=(2, 3, 4))
+
+    net = order_one(Pooled(), CLIP)
+    found = traced(net)
+    (grid,) = found.maps({site_of(found, "head"): torch.ones(1, 4)})[site_of(found, "head")]
+    torch.testing.assert_close(grid.values, (net.stem(CLIP).relu() * 2)[0].sum(0).detach())
+
+
 def test_the_latest_tensors_are_kept(monkeypatch: pytest.MonkeyPatch):
     net = order_one(Mixed(), CLIP)
     size = 6 * 4 * 16 * 16 * 4
@@ -335,7 +348,7 @@ def test_the_latest_tensors_are_kept(monkeypatch: pytest.MonkeyPatch):
 
 def state(net: nn.Module) -> list[Any]:
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), m.training) for m in net.modules()]
-    values = [t.clone() for t in (*net.parameters(), *net.buffers())]
+    values = [t.clone() for t in net.state_dict().values()]
     return [hooks, values, [p.requires_grad for p in net.parameters()], torch.is_grad_enabled()]
 
 

@@ -74,14 +74,15 @@ def pairs(flow: tuple[Tensor, ...], channels: int, dim: int) -> tuple[Tensor, Te
 def carried(call: Call) -> tuple[Flow, bool]:
     """The flow of an operation's output, and whether channels were mixed on the way."""
     name = call.func.overloadpacket.__name__.rstrip("_")
-    if not call.out.is_floating_point() or name.startswith("new_"):
+    statistics = call.number and "norm" in name
+    if not call.out.is_floating_point() or name.startswith("new_") or statistics:
         return {}, False
     if name in MOVES:
         return _moved(call), False
     if rule := RULES.get(name):
         return rule(call), False
     if "batch_norm" in name or name == "native_group_norm":
-        return ({} if call.number else _scaled(call.first, call.args[1], 1)), False
+        return _scaled(call.first, call.args[1], 1), False
     if any(kind in name for kind in ("pool", "upsample")):
         return _pooled(call, name), False
     if name in REDUCTIONS:
@@ -225,8 +226,8 @@ def _times(call: Call) -> Flow:
 
 def _layer_norm(call: Call) -> Flow:
     weight = call.arg(2, "weight")
-    if call.number or weight is None:
-        return {} if call.number else call.first
+    if weight is None:
+        return call.first
     return _scaled(call.first, weight.view((1,) * (call.out.ndim - weight.ndim) + tuple(weight.shape)), None)
 
 
@@ -267,8 +268,6 @@ def _pooled(call: Call, name: str) -> Flow:
 def _reduced(call: Call) -> Flow:
     x = call.args[0]
     given = call.arg(1, "dim")
-    if isinstance(given, Tensor):  # the larger of two tensors
-        return joined([call.first, call.flow(given)], call.out) or mixed(call)
     dims = list(range(x.ndim)) if given is None else [given] if isinstance(given, int) else list(given)
     dims = sorted(d % x.ndim for d in dims) or list(range(x.ndim))
     return _collapsed(call, dims, keep=call.out.ndim == x.ndim)

@@ -32,7 +32,7 @@ class Pyramid:
 
     Writes graph.json, graph.png and a contact sheet (or another --format) for each layer and for all fused.
 
-    Cost: one forward (two where the activations do not fit) and about .1 s a picture.
+    Cost: two forwards (three where the activations do not fit), then the pictures.
     """
 
     video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]

@@ -137,55 +137,49 @@ class RISE:
 
 
 class Sums:
-    """What the estimators need, added up as masks go by, on their device.
+    """What the estimators need, added up in place as masks go by, on their device.
 
-    Rows of one matrix: for each target `sum_i (f_i - c) M_i`, and last `sum_i M_i`. The shift c is the mean
-    of the first batch: it keeps the digits of scores that hardly vary, and drops out again.
+    Rows of one matrix: for each target `sum_i (f_i - c) M_i`, and last `sum_i M_i`; and of the scores alone
+    the sums of `f_i - c` and of its square. The shift c is the mean of the first batch: it keeps the digits
+    of scores that hardly vary, and drops out again. Nothing of a batch is kept: small tensors that outlive it
+    would come to lie between the large ones and keep the allocator from using their space again.
     """
 
     def __init__(self) -> None:
-        self.rows: Tensor | None = None
-        self.shift: Float[Tensor, "n 1"] | None = None
-        self.values: list[Float[Tensor, "n b"]] = []
+        self.count = 0
+        self.shift = self.rows = self.moments = torch.empty(0)
 
     def add(self, values: Float[Tensor, "n b"], masks: Float[Tensor, "b T H W"]) -> None:
         """One batch."""
-        if self.rows is None or self.shift is None:
+        if self.count == 0:
             self.shift = values.mean(dim=1, keepdim=True)
             self.rows = masks.new_zeros(len(values) + 1, *masks.shape[1:])
-        weights = torch.cat([values - self.shift, torch.ones_like(values[:1])])
+            self.moments = torch.zeros(2, len(values), dtype=torch.float64)
+        above = values - self.shift
+        weights = torch.cat([above, torch.ones_like(values[:1])])
         self.rows.view(len(weights), -1).addmm_(weights.to(masks), masks.flatten(1))
-        self.values.append(values.double())
+        above = above.double().cpu()
+        self.moments += torch.stack([above.sum(dim=1), above.pow(2).sum(dim=1)])
+        self.count += len(masks)
 
     def corrected(self) -> Float[Tensor, "n T H W"]:
         """`sum_i (f_i - f) M_i / sum_i M_i`; 0 where no mask kept anything."""
-        sums, kept, above = self._parts()
-        maps = sums / kept.clamp_min(torch.finfo(kept.dtype).tiny) - above
+        sums, kept = self.rows[:-1], self.rows[-1]
+        above = (self.moments[0] / self.count).to(kept)
+        maps = sums / kept.clamp_min(torch.finfo(kept.dtype).tiny) - above.view(-1, 1, 1, 1)
         return torch.where(kept > 0, maps, 0.0)
 
     def published(self, p: float) -> Float[Tensor, "n T H W"]:
         """`sum_i f_i M_i / (N p)`."""
-        sums, kept, _ = self._parts()
-        assert self.shift is not None
-        return (sums + self.shift.view(-1, 1, 1, 1) * kept) / (self.count * p)
-
-    @property
-    def count(self) -> int:
-        """Masks so far."""
-        return sum(v.shape[1] for v in self.values)
+        sums, kept = self.rows[:-1], self.rows[-1]
+        return (sums + self.shift.to(kept).view(-1, 1, 1, 1) * kept) / (self.count * p)
 
     def facts(self) -> list[dict[str, float]]:
         """Masks used, and mean and standard deviation of each target over them."""
-        values = torch.cat(self.values, dim=1)
-        mean, sd = values.mean(dim=1).tolist(), values.std(dim=1, correction=0).tolist()
+        above, square = self.moments / self.count
+        sd = (square - above**2).clamp_min(0).sqrt()
+        mean = self.shift[:, 0].double().cpu() + above
         return [
             {"masks": float(self.count), "mean_score": m, "sd_score": s}
-            for m, s in zip(mean, sd, strict=True)
+            for m, s in zip(mean.tolist(), sd.tolist(), strict=True)
         ]
-
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows of the targets, the last row, and by how much the mean of the scores exceeds the shift."""
-        assert self.rows is not None, "no mask was scored"
-        assert self.shift is not None
-        mean = torch.cat(self.values, dim=1).mean(dim=1)[:, None].to(self.shift)
-        return self.rows[:-1], self.rows[-1], (mean - self.shift).view(-1, 1, 1, 1)
