@@ -288,7 +288,7 @@ def test_bad_options_are_one_line(deep: TorchModel):
 def test_a_black_box_has_no_layers(make: Any):
     box = BlackBox(lambda x: torch.zeros(len(x), 3), name="served")
     with pytest.raises(
-        LayerError, match=rf"{make.__name__} needs layers, and served gives only scores.*rise"
+        LayerError, match=rf"{make.__name__} needs a network.s layers.*served is a black box.*rise"
     ):
         make()(box, clip(), [Logit(0)])
 

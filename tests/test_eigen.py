@@ -131,7 +131,7 @@ def test_several_layers_options_and_black_boxes(deep: TorchModel, make: Any):
     want = (np.asarray(one.grid) / float(one.grid.max()) + coarse / coarse.max()) / 2
     np.testing.assert_allclose(why.grid, want, atol=1e-5)
     assert eval(repr(make(layer=("a", "b"), fuse="max"))) == make(layer=("a", "b"), fuse="max")
-    with pytest.raises(LayerError, match=f"{make.__name__} needs layers"):
+    with pytest.raises(LayerError, match=f"{make.__name__} needs a network.s layers"):
         make()(BlackBox(lambda x: torch.zeros(len(x), 3)), clip(), [Logit(0)])
 
 

@@ -6,14 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from tubelens.batching import native_bf16
 from tubelens.clip import Clip
 from tubelens.methods.protocol import FromCapture, Scalable
 from tubelens.model import Model, TorchModel
 from tubelens.running import RUN, Budget, Passes, Run
-from tubelens.scoring import PILOT, WORTH
+from tubelens.scoring import pilots
 
 BACKWARD = 3
 """Forwards that a forward and backward through everything counts as (measured: 2.9 to 3.4)."""
@@ -52,14 +49,6 @@ def within(
     if method.needs != "gradients":
         forwards -= pilots(model, run, forwards)
     return method.afford(max(1, forwards), model, clip), ()
-
-
-def pilots(model: Model, run: Run, forwards: int) -> int:
-    """Forwards that scoring so many masks spends on comparing a lower precision with fp32."""
-    device = torch.device(getattr(model, "device", "cpu"))
-    if not isinstance(model, TorchModel) or run.precision == "fp32" or forwards < PILOT * WORTH:
-        return 0
-    return 2 * PILOT if run.precision != "auto" or native_bf16(device) else 0
 
 
 def one_forward(model: Model, clip: Clip) -> float:

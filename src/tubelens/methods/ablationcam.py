@@ -14,11 +14,9 @@ from tubelens.capture import Capture
 from tubelens.clip import Clip
 from tubelens.errors import HeadError, OptionError
 from tubelens.explanation import Explanation
-from tubelens.methods.fuse import Fuse, LayerNames, called, explained
+from tubelens.methods.fuse import Fuse, LayerNames, alone, explained
 from tubelens.methods.protocol import Needs
 from tubelens.methods.tubes import affine_head
-from tubelens.model import Scorer
-from tubelens.running import RUN, Run
 from tubelens.target import Logit, Target, evaluate
 
 
@@ -47,16 +45,7 @@ class AblationCAM:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """One explanation a target, from one forward, and a pass through the head for each feature.
-
-        Raises:
-            LayerError, ScoreError: see `tubelens.capture`; LayerError also for a black box.
-            OptionError: `channels` is less than 1.
-        """
-        return called(self, model, clip, targets)
+    __call__ = alone
 
     def from_capture(
         self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None

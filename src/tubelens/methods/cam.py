@@ -25,10 +25,8 @@ from tubelens.capture import Capture
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
-from tubelens.methods.fuse import Fuse, LayerNames, called, explained, one_of
+from tubelens.methods.fuse import Fuse, LayerNames, alone, explained, one_of, shared
 from tubelens.methods.protocol import Needs
-from tubelens.model import Scorer
-from tubelens.running import RUN, Run
 from tubelens.target import Logit, Target
 
 Pool = Literal["thw", "hw"]
@@ -64,22 +62,14 @@ class GradCAM:
     fuse: Fuse = "mean"
     parity: Parity | None = None
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """One explanation a target, from one forward and one batched pass back through the head.
-
-        Raises:
-            LayerError, ScoreError: see `tubelens.capture`; LayerError also for a black box.
-        """
-        return called(self, model, clip, targets)
+    __call__ = alone
 
     def from_capture(
         self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
     ) -> list[Explanation]:
         """The same from a capture that other methods share."""
         if self.parity is None:
-            return explained(self, capture, clip, targets, start, self._maps)
+            return explained(self, capture, clip, targets, start, self.maps)
         one_of(self, "parity", Parity)
         if self.signed or self.pool != "thw":
             raise OptionError("GradCAM: parity='icpr2022' pools over thw and is not signed: leave both out")
@@ -87,7 +77,7 @@ class GradCAM:
             self, capture, clip, targets, start, self._published, align="endpoints", scale="range"
         )
 
-    def _maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
+    def maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
         a, g = read(capture, targets)
         return weighted(pooled(self, g) / pooled(self, torch.ones_like(g[:1])), a)
 
@@ -121,19 +111,10 @@ class GradCAMpp:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """As `GradCAM`."""
-        return called(self, model, clip, targets)
+    __call__ = alone
+    from_capture = shared
 
-    def from_capture(
-        self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
-    ) -> list[Explanation]:
-        """The same from a capture that other methods share."""
-        return explained(self, capture, clip, targets, start, self._maps)
-
-    def _maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
+    def maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
         a, g = read(capture, targets)
         below = 2 + pooled(self, a[None])[..., None, None] * g
         alpha = torch.where(below == 0, 0, 1 / below)
@@ -160,19 +141,10 @@ class XGradCAM:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """As `GradCAM`."""
-        return called(self, model, clip, targets)
+    __call__ = alone
+    from_capture = shared
 
-    def from_capture(
-        self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
-    ) -> list[Explanation]:
-        """The same from a capture that other methods share."""
-        return explained(self, capture, clip, targets, start, self._maps)
-
-    def _maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
+    def maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
         a, g = read(capture, targets)
         whole = pooled(self, a[None])
         return weighted(torch.where(whole == 0, 0, pooled(self, g * a) / whole), a)
@@ -197,19 +169,10 @@ class HiResCAM:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """As `GradCAM`."""
-        return called(self, model, clip, targets)
+    __call__ = alone
+    from_capture = shared
 
-    def from_capture(
-        self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
-    ) -> list[Explanation]:
-        """The same from a capture that other methods share."""
-        return explained(self, capture, clip, targets, start, self._maps)
-
-    def _maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
+    def maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
         a, g = read(capture, targets)
         return torch.einsum("ncthw,cthw->nthw", g, a)
 
@@ -232,19 +195,10 @@ class LayerCAM:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """As `GradCAM`."""
-        return called(self, model, clip, targets)
+    __call__ = alone
+    from_capture = shared
 
-    def from_capture(
-        self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
-    ) -> list[Explanation]:
-        """The same from a capture that other methods share."""
-        return explained(self, capture, clip, targets, start, self._maps)
-
-    def _maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
+    def maps(self, capture: Capture, targets: Sequence[Target]) -> Maps:
         a, g = read(capture, targets)
         return torch.einsum("ncthw,cthw->nthw", g.relu(), a)
 

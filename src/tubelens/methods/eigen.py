@@ -14,10 +14,8 @@ from tubelens.capture import Capture
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
-from tubelens.methods.fuse import Fuse, LayerNames, called, explained, one_of
+from tubelens.methods.fuse import Fuse, LayerNames, alone, explained, one_of
 from tubelens.methods.protocol import Needs
-from tubelens.model import Scorer
-from tubelens.running import RUN, Run
 from tubelens.target import Logit, Target
 
 AGNOSTIC = ("The map does not depend on the target: it shows what the layer responds to.",)
@@ -51,15 +49,7 @@ class EigenCAM:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """One explanation a target, all with the same map, from one forward.
-
-        Raises:
-            LayerError, ScoreError: see `tubelens.capture`; LayerError also for a black box.
-        """
-        return called(self, model, clip, targets)
+    __call__ = alone
 
     def from_capture(
         self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
@@ -125,11 +115,7 @@ class FEM:
     signed: bool = False
     fuse: Fuse = "mean"
 
-    def __call__(
-        self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
-    ) -> list[Explanation]:
-        """As `EigenCAM`."""
-        return called(self, model, clip, targets)
+    __call__ = alone
 
     def from_capture(
         self, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from tubelens.capture import Capture, capturing
 from tubelens.clip import Clip
-from tubelens.errors import LayerError, OptionError
+from tubelens.errors import OptionError
 from tubelens.explanation import Explanation, Scale
 from tubelens.layout import Grid
 from tubelens.methods.record import Recorder
-from tubelens.model import TorchModel
+from tubelens.model import Scorer, network
+from tubelens.running import RUN, Run
 from tubelens.target import Target
 from tubelens.upsample import Align, fractional_index, resample
 
@@ -26,32 +27,29 @@ Maps = Callable[[Capture, Sequence[Target]], Float[Tensor, "n t h w"]]
 """The maps of one clip's capture, one a target."""
 
 
-def called(method: Any, model: Any, clip: Clip, targets: Sequence[Target]) -> list[Explanation]:
-    """`method.from_capture` on a capture of its own.
+def alone(
+    self: Any, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
+) -> list[Explanation]:
+    """One explanation a target, from a capture of the method's own: the `__call__` of these methods.
+
+    One forward, and where the formula has gradients one batched pass back through the head.
 
     Raises:
-        LayerError: the model is a black box; or see `capturing`.
+        LayerError: no such layer, a zero gradient, or a black box.
+        OptionError, ScoreError: see the class and `tubelens.capture`.
     """
     start = time.perf_counter()
-    net = network(method, model)
-    with capturing(net, clip.pixels[None], method.layer, probe=method.needs_probe) as capture:
-        found: list[Explanation] = method.from_capture(capture, clip, targets, start)
+    net = network(model, type(self).__name__)
+    with capturing(net, clip.pixels[None], self.layer, probe=self.needs_probe) as capture:
+        found: list[Explanation] = self.from_capture(capture, clip, targets, start)
     return found
 
 
-def network(method: object, model: object) -> TorchModel:
-    """The model, if its layers can be read.
-
-    Raises:
-        LayerError: it is a black box.
-    """
-    if isinstance(model, TorchModel):
-        return model
-    name = getattr(model, "name", type(model).__name__)
-    raise LayerError(
-        f"{type(method).__name__} needs layers, and {name} gives only scores: choose rise, occlusion, lime or"
-        " shap, or give the network itself"
-    )
+def shared(
+    self: Any, capture: Capture, clip: Clip, targets: Sequence[Target], start: float | None = None
+) -> list[Explanation]:
+    """The same from a capture that other methods share: the `from_capture` of those with `maps` alone."""
+    return explained(self, capture, clip, targets, start, self.maps)
 
 
 def one_of(method: object, option: str, allowed: Any) -> None:
