@@ -103,6 +103,23 @@ def main(repeats: int = 7) -> None:
     print(f"r3d_18, 16x112x112, {torch.get_num_threads()} threads")
     table("Ours", interleaved(jobs, repeats), "a forward")
 
+    eight = packed.repeat(8, 1, 1, 1, 1)
+
+    def sixteen() -> None:
+        with torch.no_grad():
+            net(eight)
+            net(eight)
+
+    def scored() -> None:
+        tl.ScoreCAM(channels=15)(model, clip, one, tl.Run(batch=8, precision="fp32"))
+
+    few = max(1, repeats // 2)
+    table(
+        "Score-CAM",
+        interleaved({"16 forwards": sixteen, "ScoreCAM, 15 channels": scored}, few),
+        "16 forwards",
+    )
+
     target = [ClassifierOutputTarget(7)]
     layer = net.get_submodule(LAYER)
 

@@ -201,7 +201,7 @@ def model_as_is(net: nn.Module) -> TorchModel:
 def test_repr_and_black_boxes():
     made = AblationCAM(("a", "b"), 5, True, "max")
     assert eval(repr(made)) == made
-    with pytest.raises(LayerError, match="AblationCAM needs a network.s layers"):
+    with pytest.raises(LayerError, match=r"AblationCAM needs a network.s layers"):
         AblationCAM()(BlackBox(lambda x: torch.zeros(len(x), 3)), clip(), [Logit(0)])
 
 
