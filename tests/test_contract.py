@@ -102,8 +102,8 @@ NETS: dict[str, Callable[[], tuple[TorchModel, tl.Clip]]] = {
     "frozen": lambda: small(Small, frozen=True),
     "branched": lambda: small(Branched),
     "bundled": lambda: (bundled(), clip(8, (32, 32))),
-    "r3d_18": lambda: torchvision("r3d_18", 8, 32),
-    "r2plus1d_18": lambda: torchvision("r2plus1d_18", 8, 32),
+    "r3d_18": lambda: torchvision("r3d_18", 8, 48),
+    "r2plus1d_18": lambda: torchvision("r2plus1d_18", 8, 48),
     "s3d": lambda: torchvision("s3d", 16, 224),
 }
 
@@ -144,7 +144,7 @@ def test_contract(name: str, where: str) -> None:
         assert float(why.saliency.std()) > 0
         scale = float(why.saliency.abs().max())
         # rounding can flip a ReLU of a deep network, and with it a little of the gradient
-        loose = 50 if way.needs == "gradients" and where in ("r3d_18", "r2plus1d_18", "s3d") else 1
+        loose = 100 if way.needs == "gradients" and where in ("r3d_18", "r2plus1d_18", "s3d") else 1
         torch.testing.assert_close(why.saliency, again.saliency, atol=loose * 2e-4 * scale, rtol=loose * 1e-3)
         assert why.target == target
         assert p.score == pytest.approx(

@@ -17,6 +17,7 @@ from PIL import Image
 import tubelens as tl
 from tests.cli.commands import done
 from tests.videos import REAL, real
+from tubelens.methods import METHODS, method
 
 CLIPS = REAL / "clips"
 FOLDERS = ("jester_frames", "mmaction2", "other", "ucf101_24", "ucf50_4class")
@@ -146,3 +147,32 @@ def test_all_with_the_bundled_model(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_all_with_a_large_network(name: str, tmp_path: Path) -> None:
     check(name, tmp_path, "--model", "r3d_18", "--weights", "random")
+
+
+CHEAP = {
+    "rise": {"n": 24},
+    "lime": {"n": 40, "supervoxels": 40},
+    "shap": {"n": 40, "supervoxels": 40},
+    "occlusion": {"tracked": True, "window": (8, 24, 24), "stride": (4, 24, 24)},
+    "extremal": {"steps": 3, "volumes": (0.2,)},
+    "integrated_gradients": {"steps": 4},
+    "smoothgrad": {"n": 4},
+    "scorecam": {"channels": 6},
+    "sidu": {"channels": 6},
+}
+
+
+def test_every_method_explains_a_real_clip(tmp_path: Path) -> None:
+    """Fencing, dense: what moves is small; optical flow, supervoxels and filters meet real pictures."""
+    path = real("clips", "ucf101_24", "v_Fencing_g01_c06.mp4")
+    model = tl.load_model("bundled")
+    clip = model.read(path, "dense", start=0.5)
+    ways = [method(name, **CHEAP.get(name, {})) for name in METHODS]
+    rows = tl.explain_all(model, clip, ways, "top2")
+    for name, row in zip(METHODS, rows, strict=True):
+        assert len(row) == 2
+        for why in row:
+            assert bool(why.saliency.isfinite().all()), name
+            assert any(float(e.saliency.std()) > 0 for e in row), name
+    drawn = tl.draw([row[0] for row in rows], tmp_path / "all.png", columns=4)
+    assert Image.open(drawn).size[1] > 2000
