@@ -6,7 +6,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from statistics import median
 from typing import Any
 
@@ -146,7 +147,8 @@ def main(repeats: int = 7) -> None:
     }
     table("Grad-CAM, 1 target", interleaved(peers, repeats), "ours")
     native = GradCAM()(model, clip, one)[0].grid
-    zoomed = GradCAM()(model, clip, one)[0].upsample(order=3, align="endpoints")
+    # theirs is moved to zero before it is zoomed, and what the spline undershoots is cut off
+    zoomed = (GradCAM()(model, clip, one)[0].upsample(order=3, align="endpoints") - native.min()).clamp_min(0)
     print(f"  correlation with captum            {correlation(native, by_captum()):.6f}")
     print(f"  correlation with torchcam          {correlation(native, by_torchcam()[0]):.6f}")
     print(f"  correlation with pytorch-grad-cam  {correlation(zoomed, by_pgc()):.6f} (corner-aligned zoom)")
@@ -207,7 +209,7 @@ def ablation(repeats: int) -> None:
         layer = net.get_submodule(name)
 
         def theirs(layer: Any = layer) -> Any:
-            with pgc.AblationCAM(net, [layer]) as cam:
+            with redirect_stderr(StringIO()), pgc.AblationCAM(net, [layer]) as cam:
                 return cam(input_tensor=image.pixels[None][:, :, 0], targets=[ClassifierOutputTarget(7)])
 
         jobs = {

@@ -137,9 +137,7 @@ def test_explain_gives_one_or_a_list():
 def test_wrong_methods_and_options():
     with pytest.raises(OptionError, match=r"unknown method 'tube' .did you mean 'tubes'"):
         tl.explain(labelled(), clip(), "tube")
-    with pytest.raises(
-        OptionError, match=r"method 'tubes' has no option 'nodes': it has layer, select, parity"
-    ):
+    with pytest.raises(OptionError, match="'tubes' has no option 'nodes': it has layer, select, parity"):
         tl.explain(labelled(), clip(), "tubes", nodes=3)
     with pytest.raises(OptionError, match="options go with a method's name"):
         tl.explain(labelled(), clip(), tl.Tubes(), layer="body")
