@@ -264,9 +264,8 @@ def _colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Exp
 def _line_colours(n: int) -> list[str]:
     if n <= LEGEND:
         return list(_LINES[:n])
-    shares = (0.05 + 0.9 * i / (n - 1) for i in range(n))
-    colours = (colormaps["turbo"](share)[:3] for share in shares)
-    return [to_hex([0.75 * part for part in rgb]) for rgb in colours]  # dark enough for letters on white
+    colours = (colormaps["turbo"](0.05 + 0.9 * i / (n - 1)) for i in range(n))
+    return [to_hex((0.75 * r, 0.75 * g, 0.75 * b)) for r, g, b, _ in colours]  # dark enough on white
 
 
 def _curves(
