@@ -71,7 +71,7 @@ def clip(frames: int = 8, size: tuple[int, int] = (24, 24), seed: int = 0) -> tl
     rng = np.random.default_rng(seed)
     t, y, x = np.meshgrid(*(np.arange(n) for n in (frames, *size)), indexing="ij")
     waves = [
-        np.sin((a * y + b * x) / 6 + c * t / 4 + d)
+        np.sin((a * y + b * x) * 4 / size[0] + c * t / 4 + d)
         for a, b, c, d in rng.uniform(-1, 1, (3, 4)) * [1, 1, 1, np.pi]
     ]
     noise = rng.random((frames, *size, 3))
