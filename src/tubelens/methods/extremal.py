@@ -134,7 +134,7 @@ class Extremal:
             model,
             scores[:1],
             seed=self.seed,
-            forwards=2 + len(jobs),
+            forwards=2 + len(jobs) * (1 + self.steps),
             backwards=len(jobs) * self.steps,
             start=start,
         )
