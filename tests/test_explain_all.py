@@ -35,13 +35,20 @@ def test_methods_as_a_user_writes_them():
     assert method("selective(base=rise(n=5), part=appearance)") == tl.Selective(
         tl.RISE(n=5), part="appearance"
     )
+    assert method("gradcam(signed=false)") == tl.GradCAM(signed=False)
+    assert method("gradcam(signed=True)") == tl.GradCAM(signed=True)
     assert method("selective(base=gradcam)").base == tl.GradCAM()
     faults = {
         "rize": r"unknown method 'rize' .did you mean 'rise'",
         "rise(m=5)": r"method 'rise' has no option 'm'",
         "rise(n=)": r"cannot read its options .n=.: write them as in rise",
         "rise(5)": "cannot read its options",
-        "rise(n=5": r"unknown method",
+        "rise(n=5": "a bracket is missing",
+        "grad-cam": r"unknown method 'grad-cam' .did you mean 'gradcam'",
+        "rise(n=lots)": "n must be a whole number, not 'lots'",
+        "rise(n=10.5)": "n must be a whole number, not 10.5",
+        "rise(p=half)": "p must be a number, not 'half'",
+        "gradcam(signed=maybe)": "signed must be true or false, not 'maybe'",
         "gradcam(pool=tt)": r"pool must be thw or hw, not 'tt'",
         "gradcam(parity=paper)": r"parity must be icpr2022, not 'paper'",
         "rise(n=open('x'))": r"unknown method 'open'",

@@ -138,7 +138,9 @@ def explain_all(
 def _possible(model: Model, method: Any) -> None:
     """Whether the method can explain the model at all."""
     if not isinstance(method, Method):
-        raise OptionError(f"{method!r} is not a method (`tubelens methods` lists them)")
+        raise OptionError(
+            f"{method!r} is not a method (`tubelens methods` lists them; `explain_all` takes several)"
+        )
     if method.needs != "scorer":
         network(model, type(method).__name__)
 

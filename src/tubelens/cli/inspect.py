@@ -255,4 +255,9 @@ class Methods:
             print_json([dict(zip(("name", "needs", "cost", "source"), e, strict=True)) for e in entries])
         else:
             print_table("", ["name", "needs", "cost", "source"], entries)
+            print(
+                "F: a forward; B: a forward and a backward down to the pixels; B_h, F_h: through the head only;"
+                " C: channels of the layer; W: windows; n, steps: options.\nOptions: the page docs/methods.md,"
+                " or the class of the method in Python; written as in rise(n=500, fill=blur)."
+            )
         return 0

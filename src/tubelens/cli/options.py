@@ -42,7 +42,7 @@ _FLAGS = {"select": "strongest"}
 
 
 def _name(spec: str) -> str:
-    found = re.match(r"\s*([\w+]+)", spec)
+    found = re.match(r"\s*([\w+-]+)", spec)
     name = found[1] if found else spec
     method(name)  # complains of an unknown one
     return name

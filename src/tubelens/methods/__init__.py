@@ -122,9 +122,11 @@ def method(name: str, **options: Any) -> Any:
     Raises:
         OptionError: unknown name or option.
     """
-    found = re.fullmatch(r"\s*([\w+]+)\s*(?:\((.*)\))?\s*", name)
+    found = re.fullmatch(r"\s*([\w+-]+)\s*(?:\((.*)\))?\s*", name)
     if found is None or found[1] not in METHODS:
         known = found[1] if found else name
+        if found is None and name.count("(") != name.count(")"):
+            raise OptionError(f"method {name!r}: a bracket is missing: write it as in rise(n=500)")
         raise OptionError(f"unknown method {known!r}{nearest(known, METHODS)}: `tubelens methods` lists them")
     options = _options(found[1], found[2] or "") | options
     if isinstance(options.get("base"), str):
@@ -141,10 +143,25 @@ def method(name: str, **options: Any) -> Any:
         if not accepts(found[1], option, value):
             allowed = " or ".join(map(str, _allowed(get_type_hints(make)[option])))
             raise OptionError(f"method {found[1]!r}: {option} must be {allowed}, not {value!r}")
+    hints = get_type_hints(make)
+    for option, value in options.items():
+        kind = _KINDS.get(hints[option])
+        if kind and (
+            not isinstance(value, kind[0]) or (hints[option] is not bool and isinstance(value, bool))
+        ):
+            raise OptionError(f"method {found[1]!r}: {option} must be {kind[1]}, not {value!r}")
     try:
         return make(**options)
     except TypeError as error:
         raise OptionError(f"method {found[1]!r}: {error}") from error
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    bool: (bool, "true or false"),
+}
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 def accepts(name: str, option: str, value: Any) -> bool:
@@ -187,7 +204,7 @@ def _options(name: str, text: str) -> dict[str, Any]:
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = method(value) if "(" in value else value
+            found[key] = method(value) if "(" in value else _WORDS.get(value.lower(), value)
     return found
 
 
