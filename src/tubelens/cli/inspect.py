@@ -256,8 +256,8 @@ class Methods:
         else:
             print_table("", ["name", "needs", "cost", "source"], entries)
             print(
-                "F: a forward; B: a forward and a backward down to the pixels; B_h, F_h: through the head only;"
-                " C: channels of the layer; W: windows; n, steps: options.\nOptions: the page docs/methods.md,"
-                " or the class of the method in Python; written as in rise(n=500, fill=blur)."
+                "F: a forward; B: a forward and a backward down to the pixels; F_h, B_h: the head only;"
+                " C: channels; W: windows;\nn, steps: options. Options are written as in"
+                " rise(n=500, fill=blur); the class of a method in Python tells which it has."
             )
         return 0
