@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelens.budget import one_forward, within
-from tubelens.capture import capturing, default_layer, layers
+from tubelens.capture import capturing
 from tubelens.clip import Clip
 from tubelens.errors import OptionError, TargetError
 from tubelens.explanation import Explanation
@@ -176,7 +176,7 @@ def _explain_clip(
     scores: Tensor | None = None
     found: list[list[Explanation] | None] = [None] * len(methods)
     wanted: list[int | Target] | None = None
-    shared, names, probe = _shared(model, clip, methods)
+    shared, names, probe = _shared(model, methods)
     if shared and isinstance(model, TorchModel):
         with capturing(model, clip.pixels[None], names, probe, _count(target)) as capture:
             scores = capture.scores.detach().clone()
@@ -195,25 +195,22 @@ def _explain_clip(
     return [row or [] for row in found], scores
 
 
-def _shared(model: Model, clip: Clip, methods: Sequence[Any]) -> tuple[list[int], Any, Any]:
-    """Numbers of the methods that one forward can serve, the layers they read, and the layer that is probed.
+def _shared(model: Model, methods: Sequence[Any]) -> tuple[list[int], tuple[str | None, ...], bool]:
+    """Numbers of the methods that one forward can serve, the layers they read, whether the first is probed.
 
-    A forward can be probed at one layer; who wants another one probed goes alone. Layers are None where all
-    read the default.
+    A forward can be probed at one layer; who wants another one probed goes alone. None among the layers is
+    the default of a model that names none.
     """
     reading = [i for i, m in enumerate(methods) if isinstance(m, FromCapture)]
     if not reading or not isinstance(model, TorchModel):
-        return [], None, False
+        return [], (), False
     asked = {i: m if isinstance(m := methods[i].layer, tuple) else (m,) for i in reading}
-    if any(None in row for row in asked.values()) and len({n for row in asked.values() for n in row}) > 1:
-        default = model.layer or default_layer(layers(model, clip.pixels[None])).name
-        asked = {i: tuple(n or default for n in row) for i, row in asked.items()}
+    asked = {i: tuple(name or model.layer for name in row) for i, row in asked.items()}
     probed = [asked[i] for i in reading if methods[i].needs_probe]
     shared = [i for i in reading if not methods[i].needs_probe or asked[i] == probed[0]]
-    names = tuple(dict.fromkeys(n for i in shared for n in asked[i]))
-    if len(names) == 1:
-        return shared, names[0], bool(probed)
-    return shared, names, probed[0][0] if probed else False
+    # the first is the one that is probed
+    names = tuple(dict.fromkeys(n for row in (*probed[:1], *(asked[i] for i in shared)) for n in row))
+    return shared, names, bool(probed)
 
 
 def _counted(e: Explanation, forwards: int) -> Explanation:

@@ -16,6 +16,7 @@ from tubelens.errors import HeadError, OptionError
 from tubelens.explanation import Explanation
 from tubelens.methods.fuse import Fuse, LayerNames, alone, explained
 from tubelens.methods.protocol import Needs
+from tubelens.methods.scorecam import strongest
 from tubelens.methods.tubes import affine_head
 from tubelens.target import Logit, Target, evaluate
 
@@ -90,9 +91,8 @@ class AblationCAM:
 
     def _kept(self, a: Float[Tensor, "c t h w"]) -> list[int]:
         """The features that are removed in turn, strongest first; one that is zero is left out."""
-        order = a.mean(dim=(1, 2, 3)).argsort(descending=True, stable=True).tolist()
         alive = set(a.flatten(1).any(dim=1).nonzero().flatten().tolist())
-        return [k for k in order if k in alive][: self.channels]
+        return [k for k in strongest(a) if k in alive][: self.channels]
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,7 +72,7 @@ class IntegratedGradients:
         start = time.perf_counter()
         change = contrast(clip, self.baseline)
         scores = torch.cat([model(p[None]) for p in (clip.pixels, clip.pixels - change)])
-        per_band = self._integral(model, clip, targets, run)
+        per_band = self._integral(model, clip, targets, run, change)
         ends = evaluate(targets, scores, model.output).tolist()
         maps = over_bands(per_band, self.bands)
         sums: list[float] = per_band.double().sum(dim=(1, 2, 3, 4)).tolist()
@@ -101,7 +101,7 @@ class IntegratedGradients:
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run = RUN
     ) -> Float[Tensor, "n c t h w"]:
         """The attributions, band by band; they add up to `S(I) - S(B)`."""
-        return self._integral(model, clip, targets, run)
+        return self._integral(model, clip, targets, run, contrast(clip, self.baseline))
 
     def passes(self, model: Model, clip: Clip) -> Passes:
         """Two forwards for the ends, then a forward and backward a step."""
@@ -117,9 +117,13 @@ class IntegratedGradients:
         return replace(self, steps=steps)
 
     def _integral(
-        self, model: Model, clip: Clip, targets: Sequence[Target], run: Run
+        self,
+        model: Model,
+        clip: Clip,
+        targets: Sequence[Target],
+        run: Run,
+        change: Float[Tensor, "c t h w"],
     ) -> Float[Tensor, "n c t h w"]:
-        change = contrast(clip, self.baseline)
         places, weights = nodes(self.steps, self.rule)
 
         def line() -> Iterator[Float[Tensor, "c t h w"]]:
