@@ -35,6 +35,7 @@ PUBLIC = [
     "GuidedBackprop",
     "GuidedGradCAM",
     "HiResCAM",
+    "Input",
     "InputSpec",
     "InputXGradient",
     "IntegratedGradients",
@@ -64,7 +65,6 @@ PUBLIC = [
     "TubelensError",
     "Tubes",
     "XGradCAM",
-    "black_box",
     "draw",
     "explain",
     "explain_all",
@@ -74,6 +74,7 @@ PUBLIC = [
     "predict",
     "read_clip",
     "wrap",
+    "wrap_scorer",
 ]
 
 

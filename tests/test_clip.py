@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -66,6 +67,35 @@ def test_segments_take_middles():
     assert Segments(8).pick(4) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 11, 12, 34, 100, 3001])
+@pytest.mark.parametrize(("segments", "snippet"), [(8, 1), (8, 4), (3, 4), (5, 1), (16, 2)])
+def test_snippets_are_the_published_test_sampling(n: int, segments: int, snippet: int):
+    """TSM and PAN: `tick = (n - snippet + 1) / segments`, starts `int(tick / 2 + tick x)`, the last repeated.
+
+    Exact fractions, because floats put some starts just below a whole number.
+    """
+    expected = []
+    tick = Fraction(max(0, n - snippet + 1), segments)
+    for x in range(segments):
+        frame = int(tick / 2 + tick * x)
+        for _ in range(snippet):
+            expected.append(frame)
+            frame += frame < n - 1
+    assert Segments(segments * snippet, snippet).pick(n) == expected
+
+
+def test_snippets_by_hand():
+    # tick 97/8 = 12.125: starts at 6.06, 18.19, 30.31, 42.44, 54.56, 66.69, 78.81, 90.94
+    starts = [6, 18, 30, 42, 54, 66, 78, 90]
+    assert Segments(32, 4).pick(100) == [s + j for s in starts for j in range(4)]
+    assert Segments(8, 4).pick(3) == [0, 1, 2, 2] * 2
+    assert Segments(8, 4).pick(6) == [0, 1, 2, 3, 2, 3, 4, 5]
+    with pytest.raises(OptionError, match="segments of 4 consecutive frames cannot make a clip of 10"):
+        Segments(10, 4)
+    with pytest.raises(OptionError, match="segments of 0"):
+        Segments(8, 0)
+
+
 def test_dense_pads():
     assert Dense(4, stride=3).pick(100) == [0, 3, 6, 9]
     assert Dense(4, stride=3).pick(7) == [0, 3, 6, 6]
@@ -91,6 +121,9 @@ def test_windows_see_every_stride_th_frame():
 
 def test_plans_by_name():
     assert plan("dense", 8, stride=2, start=1.5) == Dense(8, 1.5, 2)
+    assert plan("segments", 32, snippet=4) == Segments(32, 4)
+    for name in ("uniform", "dense", "random", "windows"):  # they have no snippets to divide into
+        assert plan(name, 30, snippet=4) == plan(name, 30)
     for name, kind in {
         "uniform": Uniform,
         "segments": Segments,

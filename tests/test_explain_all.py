@@ -165,7 +165,7 @@ def test_windows_of_a_black_box_and_of_several_methods(tmp_path):
 
 def test_black_boxes():
     model, video = net("in-place")
-    box = tl.black_box(lambda clips: model(clips).softmax(1).numpy(), output="probs", frames=8, size=24)
+    box = tl.wrap_scorer(lambda clips: model(clips).softmax(1).numpy(), output="probs", frames=8, size=24)
     why = tl.explain(box, video, "rise(n=6, seed=3)", 2)
     own = tl.explain(model, video, "rise(n=6, seed=3)", 2)
     torch.testing.assert_close(why.saliency, own.saliency, atol=1e-5, rtol=1e-4)
@@ -182,11 +182,13 @@ def test_black_boxes():
         raise ValueError("service unavailable")
 
     with pytest.raises(InputError, match=r"must return scores of shape \(1, classes\), got \(1,\)"):
-        tl.explain(tl.black_box(shapeless), video, "rise(n=4)", 0)
+        tl.explain(tl.wrap_scorer(shapeless), video, "rise(n=4)", 0)
     with pytest.raises(InputError, match="ValueError: service unavailable"):
-        tl.explain(tl.black_box(failing), video, "rise(n=4)", 0)
+        tl.explain(tl.wrap_scorer(failing), video, "rise(n=4)", 0)
     with pytest.raises(ScoreError, match="NaN or infinity"):
-        tl.explain(tl.black_box(lambda clips: torch.full((len(clips), 3), torch.nan)), video, "rise(n=4)", 0)
+        tl.explain(
+            tl.wrap_scorer(lambda clips: torch.full((len(clips), 3), torch.nan)), video, "rise(n=4)", 0
+        )
 
 
 def test_a_clip_with_one_frame_goes_through_the_api():

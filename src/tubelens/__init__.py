@@ -15,7 +15,7 @@ from tubelens.clip import Clip, Source
 from tubelens.errors import TubelensError
 from tubelens.explanation import Explanation, Provenance
 from tubelens.layout import Grid, Layout
-from tubelens.loading import black_box, load_model, wrap
+from tubelens.loading import load_model, wrap, wrap_scorer
 from tubelens.methods import (
     FEM,
     LIME,
@@ -50,6 +50,7 @@ from tubelens.running import Budget, Run
 from tubelens.store import load_explanation
 from tubelens.target import Contrast, Logit, Prob, Target
 from tubelens.video import read_clip
+from tubelens.zoo.form import Input
 
 __all__ = [
     "FEM",
@@ -73,6 +74,7 @@ __all__ = [
     "GuidedBackprop",
     "GuidedGradCAM",
     "HiResCAM",
+    "Input",
     "InputSpec",
     "InputXGradient",
     "IntegratedGradients",
@@ -98,7 +100,6 @@ __all__ = [
     "TubelensError",
     "Tubes",
     "XGradCAM",
-    "black_box",
     "draw",
     "explain",
     "explain_all",
@@ -108,6 +109,7 @@ __all__ = [
     "predict",
     "read_clip",
     "wrap",
+    "wrap_scorer",
 ]
 
 draw = render.draw

@@ -359,7 +359,8 @@ def _forward(
     swap: bool = False,
 ) -> tuple[Cut, Tensor]:
     where = Where()
-    cut = Cut(where, model.layouts, len(clips), probed, targets, swap)
+    declared = {name: found for name in modules if (found := model.layout(name, clips.shape))}
+    cut = Cut(where, declared, len(clips), probed, targets, swap)
     pixels = clips.to(model.device)
     with ExitStack() as stack:
         stack.enter_context(recording([*model.module.parameters(), *model.module.buffers()]))

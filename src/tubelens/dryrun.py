@@ -47,14 +47,14 @@ def layers(model: TorchModel, clips: Float[Tensor, "b c t h w"]) -> list[LayerIn
     """
     where = Where()
     found: dict[str, tuple[int, LayerInfo]] = {}
-    names = {id(m): n for n, m in model.module.named_modules() if n}
+    names = {id(m): n for n, m in model.submodules()}
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple | list) and output else output
         name = names[id(module)]
         if not isinstance(tensor, Tensor):
             return
-        layout = model.layouts.get(name) or where.layout(tensor)
+        layout = model.layout(name, clips.shape) or where.layout(tensor)
         if layout is not None:
             serial = serials.setdefault(tensor, next(fresh))
             for other in [n for n, (key, _) in found.items() if key == serial or n == name]:
@@ -64,7 +64,7 @@ def layers(model: TorchModel, clips: Float[Tensor, "b c t h w"]) -> list[LayerIn
     # a number for each tensor, without keeping it alive: long clips would not fit
     serials: Any = WeakTensorKeyDictionary()
     fresh = count()
-    inner = [m for n, m in model.module.named_modules() if n and not is_scripted(m)]
+    inner = [m for _, m in model.submodules() if not is_scripted(m)]
     if is_scripted(model.module) and not inner:
         raise _hidden(model)
     handles = [m.register_forward_hook(note) for m in inner]

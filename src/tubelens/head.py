@@ -70,7 +70,7 @@ def answers(
         LayerError: no such layer, not reached, without time and space, or in a scripted network.
         ScoreError: NaN or infinity.
     """
-    return answer(model, clips, layer, activations, model.layouts.get(layer), None)[0]
+    return answer(model, clips, layer, activations, model.layout(layer, clips.shape), None)[0]
 
 
 def answer(

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,117 +16,122 @@ from torch import Tensor, nn
 
 from tubelens import zoo
 from tubelens.capture import default_layer, layers
-from tubelens.errors import InputError, OptionError, TubelensError
+from tubelens.errors import InputError, OptionError, TubelensError, nearest
 from tubelens.layout import Layout
-from tubelens.model import BlackBox, InputSpec, Model, TorchModel
-from tubelens.target import ScoreKind
+from tubelens.model import BlackBox, Model, TorchModel, same
+from tubelens.zoo import files
 from tubelens.zoo.checkpoint import fit, read_checkpoint
+from tubelens.zoo.form import Fed, Input, kind_of
 
 
 def load_model(
-    name: str | Model | nn.Module,
+    name: str | Path | Model | nn.Module,
     weights: str | Path | None = None,
     *,
+    input: Input | str | None = None,  # the word of the field
     seed: int = 0,
     labels: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
+    trust: bool = False,
 ) -> Model:
-    """A model by name, with weights.
+    """A model by name, with weights; or a model in a file.
 
     Args:
-        name: a known network (`tubelens models`), or one's own: `package.module:factory` or
+        name: a known network (`tubelens models`); a Keras (`.keras`, `.h5`, `.json`) or ONNX file; a folder
+            or `hf:OWNER/NAME` of a `transformers` checkpoint; or one's own, `package.module:factory` or
             `path.py:factory`, where the factory returns a module, or the result of `tubelens.wrap` or
-            `tubelens.black_box`.
+            `tubelens.wrap_scorer`.
         weights: an official name such as `"KINETICS400_V1"`, a file (safetensors, or a torch file that needs
             no unpickling), or `"random"`.
+        input: what a network in a file, or one's own module, is fed: an `Input`, words such as
+            `"frames=20, size=64, axes=b t h w c"`, or a TOML file with these keys.
         seed: of random weights.
         labels: names of the classes, in place of the official ones.
         device: `cpu`, `cuda`, `cuda:1`, ...
+        trust: unpickle a weights file even where that runs code that is in it.
 
     Raises:
-        OptionError: unknown name, no weights, or a device that is not there.
+        OptionError: unknown name, no weights, a missing extra, or a device that is not there.
         CheckpointError: weights that cannot be had, read or fitted; every fault is listed.
     """
     where = checked_device(device)
-    if isinstance(name, str) and ":" not in name:
-        return zoo.load(name, weights, seed=seed, labels=labels, device=str(where))
+    fed = Input.parse(input) if isinstance(input, str) else input
+    if isinstance(name, str | Path) and (kind := files.kind(name)) is not None:
+        return kind(name, weights, input=fed, seed=seed, labels=labels, device=str(where))
+    if isinstance(name, str | Path) and ":" not in str(name):
+        if fed is not None:
+            raise OptionError(f"{name} knows what it is fed: `input` is for networks in files and one's own")
+        return zoo.load(str(name), weights, seed=seed, labels=labels, device=str(where), trust=trust)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = _made(name) if isinstance(name, str) else name
+        made = _made(str(name)) if isinstance(name, str | Path) else name
     if isinstance(made, BlackBox):
         if weights not in (None, "random"):
             raise OptionError(f"{name} is a black box: it has no weights that could be loaded")
         return replace(made, labels=labels if labels is not None else made.labels)
     if not isinstance(made, nn.Module | TorchModel):
-        kind = type(made).__name__
+        kind_name = type(made).__name__
         raise OptionError(
-            f"{name}: the factory must return a module, a wrapped model or a black box, not {kind}"
+            f"{name}: the factory must return a module, a wrapped model or a black box, not {kind_name}"
         )
     module = made.module if isinstance(made, TorchModel) else made
-    given = str(name) if isinstance(name, str) else type(module).__name__
+    given = str(name) if isinstance(name, str | Path) else type(module).__name__
     origin = f"as {given} made them"
     if weights not in (None, "random"):
-        fit(module, read_checkpoint(str(weights)), str(weights), given)
+        fit(module, read_checkpoint(str(weights), trust), str(weights), given)
         origin = str(weights)
     module.to(where)
-    model = made if isinstance(made, TorchModel) else wrap(module, name=given)
+    if isinstance(made, TorchModel):
+        if fed is not None:
+            raise OptionError(f"{given} is wrapped already: it knows what it is fed")
+        model = made
+    else:
+        model = wrap(module, input=fed, name=given)
     return replace(model, weights=origin, labels=labels if labels is not None else model.labels)
 
 
 def wrap(
     module: nn.Module,
     *,
-    mean: Sequence[float] | float = 0.0,
-    std: Sequence[float] | float = 1.0,
-    frames: int = 16,
-    size: int | tuple[int, int] = 112,
-    resize: int | tuple[int, int] | None = None,
-    stride: int = 1,
-    rate: float | None = None,
-    bands: str | Sequence[str] = "RGB",
+    input: Input | None = None,
     labels: Sequence[str] | None = None,
     layer: str | None = None,
     layout: str | Layout | None = None,
-    output: ScoreKind | None = None,
     pack: Callable[[Tensor], Any] | None = None,
-    unpack: Callable[[Any], Tensor] | None = None,
+    unpack: Callable[[Any], Tensor] = same,
     name: str | None = None,
+    **fields: Any,
 ) -> TorchModel:
     """One's own network as a model. It is run once on a black clip, to find its layer and check its sizes.
 
     Args:
-        module: takes `(b, c, t, h, w)` unless `pack` says otherwise.
-        mean: of the normalisation, one number or one a band, on the scale [0, 1].
-        std: likewise.
-        frames: clip length.
-        size: height and width of the centre crop.
-        resize: before it: the short side, or height and width; None: just covers the crop.
-        stride: frames from one sampled frame to the next in training.
-        rate: frames a second in training, in place of `stride`.
-        bands: one letter or one name a channel.
+        module: takes `(b, c, t, h, w)` unless `axes` or `pack` says otherwise.
+        input: what it is fed.
         labels: names of the classes.
         layer: to explain; default: the last one whose output still has time and space.
         layout: of that layer, an einops pattern or a `Layout`; found by itself for most networks.
-        output: what the scores are; default: softmax probabilities where they sum to one, else logits.
-        pack: canonical clips in [0, 1] to what the network eats; replaces mean and std.
+        pack: canonical clips in [0, 1] to what the network eats; replaces what `input` says of it.
         unpack: scores out of what it returns.
         name: for captions and records.
+        **fields: of `Input`, in place of `input`: `frames`, `size`, `mean`, `std`, `axes`, ...
+
+    Example:
+        >>> model = tl.wrap(net, frames=16, size=112, mean=(.45, .45, .45), std=(.225, .225, .225))
 
     Raises:
         InputError: the network does not take such a clip.
         LayerError: no layer with time and space is found, or the one named does not exist.
     """
-    channels = len(tuple(bands))
-    spec = _spec(frames, size, resize, stride, rate, bands)
+    fed = _input(input, fields, "wrap")
     model = TorchModel(
         module=module,
-        pack=pack or zoo.Normalise(_per_band(mean, channels), _per_band(std, channels)),
-        unpack=unpack or (lambda out: out),
-        spec=spec,
+        pack=pack or fed.pack(),
+        unpack=unpack,
+        spec=fed.spec(),
         labels=labels,
         name=name or type(module).__name__,
     )
-    black = torch.zeros(1, channels, frames, *model.spec.size)
+    black = torch.zeros(1, len(model.spec.bands), model.spec.frames, *model.spec.size)
     if layer is not None:
         model.submodule(layer)
     if layout is not None:
@@ -134,56 +140,47 @@ def wrap(
         model = replace(model, layouts={layer: Layout(layout) if isinstance(layout, str) else layout})
     scores = model(black)
     class_count(model, scores)
-    found: ScoreKind = "logits"
-    if scores.shape[1] > 1 and bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-4).all()):
-        found = "probs"
     if layer is None:
         layer = default_layer(layers(model, black)).name
-    return replace(model, layer=layer, output=output or found)
+    return replace(model, layer=layer, output=fed.output or kind_of(scores))
 
 
-def black_box(
-    score: Callable[[Tensor], Any],
+def wrap_scorer(
+    score: Callable[[Any], Any],
     *,
-    output: ScoreKind = "logits",
-    frames: int = 16,
-    size: int | tuple[int, int] = 112,
-    resize: int | tuple[int, int] | None = None,
-    stride: int = 1,
-    rate: float | None = None,
-    bands: str | Sequence[str] = "RGB",
+    input: Input | None = None,
     labels: Sequence[str] | None = None,
     name: str | None = None,
+    numpy: bool = False,
+    **fields: Any,
 ) -> BlackBox:
     """Any function as a model, for the methods that need only scores (RISE, occlusion, LIME, SHAP).
 
     Args:
-        score: clips `(b, c, t, h, w)` in [0, 1] to scores `(b, k)`, as a tensor or an array.
-        output: what the scores are.
-        frames: clip length.
-        size: height and width of the clip.
-        resize: as of `wrap`, like those that follow.
-        stride: likewise.
-        rate: likewise.
-        bands: likewise.
-        labels: likewise.
-        name: likewise.
+        score: clips to scores `(b, k)`, as a tensor or an array. Clips are `(b, c, t, h, w)` in [0, 1] unless
+            `input` says otherwise.
+        input: what it is fed, and what its scores are.
+        labels: names of the classes.
+        name: for captions and records.
+        numpy: it takes numpy arrays.
+        **fields: of `Input`, in place of `input`: `frames`, `size`, `axes`, `output`, ...
+
+    Example:
+        >>> model = tl.wrap_scorer(served, frames=20, size=64, axes="b t h w c", numpy=True, output="probs")
     """
+    fed = _input(input, fields, "wrap_scorer")
     called = name or str(getattr(score, "__name__", "black box"))
-    spec = _spec(frames, size, resize, stride, rate, bands)
-    return BlackBox(score, spec, output, labels, called)
+    return BlackBox(Fed(score, fed.pack(), numpy), fed.spec(), fed.output or "logits", labels, called)
 
 
-def _spec(
-    frames: int,
-    size: int | tuple[int, int],
-    resize: int | tuple[int, int] | None,
-    stride: int,
-    rate: float | None,
-    bands: str | Sequence[str],
-) -> InputSpec:
-    both = (size, size) if isinstance(size, int) else size
-    return InputSpec(frames, both, resize, stride, rate, tuple(bands))
+def _input(given: Input | None, named: dict[str, Any], who: str) -> Input:
+    known = [f.name for f in dataclass_fields(Input)]
+    for key in named:
+        if key not in known:
+            raise OptionError(f"{who}: unknown argument {key!r}{nearest(key, known)}")
+    if given is not None and named:
+        raise OptionError(f"{who}: give an `input` or its fields ({', '.join(named)}), not both")
+    return given or Input(**named)
 
 
 def class_count(model: Model, scores: Tensor) -> int:
@@ -208,13 +205,6 @@ def checked_device(device: str | torch.device) -> torch.device:
             f"device {str(device)!r} cannot be used: {str(error).splitlines()[0][:150]}"
         ) from error
     return where
-
-
-def _per_band(value: Sequence[float] | float, bands: int) -> tuple[float, ...]:
-    values = (float(value),) * bands if isinstance(value, int | float) else tuple(map(float, value))
-    if len(values) != bands:
-        raise OptionError(f"mean and std need one number or {bands}, one a band, got {len(values)}")
-    return values
 
 
 def _made(spec: str) -> Any:

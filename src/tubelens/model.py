@@ -6,11 +6,11 @@ a subclass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,15 @@ from tubelens.clip import READERS, Clip
 from tubelens.errors import InputError, LayerError, OptionError, ScoreError, TubelensError, nearest
 from tubelens.layout import Layout
 from tubelens.target import ScoreKind
+
+LayoutOf = Callable[[tuple[int, int, int]], Layout]
+"""A layout for a clip of so many frames, rows and columns."""
+Layouts = Mapping[str, Layout | LayoutOf]
+
+
+def same(out: Any) -> Any:
+    """What a network returns, as it is."""
+    return out
 
 
 @runtime_checkable
@@ -50,6 +59,8 @@ class InputSpec:
             it on each video, instead of `stride`.
         bands: what the channels are.
         antialias: whether resizing filters before it shrinks.
+        sampling: which frames `model.read` takes unless told: `uniform`, `dense`, `segments`, `random`.
+        snippet: consecutive frames in each segment of `segments` sampling.
     """
 
     frames: int = 16
@@ -59,6 +70,8 @@ class InputSpec:
     rate: float | None = None
     bands: tuple[str, ...] = ("R", "G", "B")
     antialias: bool = True
+    sampling: str = "uniform"
+    snippet: int = 1
 
     def stride_at(self, fps: float) -> int:
         """The training stride on a video of `fps` frames a second, at least 1."""
@@ -71,11 +84,12 @@ def _reader(kind: str) -> Callable[..., Any]:
     return READERS[kind]
 
 
-def _read(self: Any, path: str | PathLike[str], sampling: str = "uniform", **options: Any) -> Clip:
+def _read(self: Any, path: str | PathLike[str], sampling: str | None = None, **options: Any) -> Clip:
     """The clip of a video as the recipe makes it: its own frames, resize and crop.
 
-    `path` is a video file or a folder of frames; `sampling` is `uniform`, `dense`, `segments` or `random`;
-    `options` are `start` (seconds), `stride`, `frames`, `seed` and `pad`, in place of the recipe's.
+    `path` is a video file or a folder of frames; `sampling` is `uniform`, `dense`, `segments` or `random`,
+    by default the recipe's; `options` are `start` (seconds), `stride`, `frames`, `seed` and `pad`, in place
+    of the recipe's.
     """
     clip: Clip = _reader("clip")(path, self.spec, sampling, **options)
     return clip
@@ -84,6 +98,24 @@ def _read(self: Any, path: str | PathLike[str], sampling: str = "uniform", **opt
 def _windows(self: Any, path: str | PathLike[str], **options: Any) -> Any:
     """The whole video as overlapping clips, streamed; `tubelens.explain` takes it in place of a clip."""
     return _reader("windows")(path, self.spec, **options)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a transformer's attention is composed, for the methods that read it.
+
+    Attributes:
+        blocks: names of the modules within whose calls attention is computed, in order.
+        kind: `joint`: all tokens attend to all; `divided`: time first, then space, in each block; `windows`:
+            within (shifted) windows; `pooled`: keys or queries at a lower resolution.
+        readout: what the head reads: the `class` token, the `mean` of the tokens, or an attentive `pooler`.
+        tokens: layout of the tokens between blocks, the class token being its prefix.
+    """
+
+    blocks: tuple[str, ...]
+    kind: Literal["joint", "divided", "windows", "pooled"]
+    readout: Literal["class", "mean", "pooler"]
+    tokens: Layout | LayoutOf
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,22 +131,31 @@ class TorchModel:
         output: whether the scores are logits, softmax probabilities or sigmoids.
         labels: names of the classes.
         layer: the layer to explain; None: the last one whose output still has time and space.
-        layouts: layouts declared for layers, by name; found by following the forward where absent.
+        layouts: layouts declared for layers, by name, fixed or made for a clip's size; found by following the
+            forward where absent.
         find: a submodule by name; by default `module.get_submodule`.
+        walk: all submodules with their names; by default `module.named_modules()`.
+        attention: how its attention is composed, for the attention methods.
+        tubes: why tubes do not apply, where that is known; empty otherwise.
         name, weights: what it is called and where its weights came from, for the record.
+        verified: how the weights were recognised as those of this network; empty: by names and shapes alone.
     """
 
     module: nn.Module
     pack: Callable[[Tensor], Any]
-    unpack: Callable[[Any], Tensor] = field(default=lambda out: out)
+    unpack: Callable[[Any], Tensor] = same
     spec: InputSpec = InputSpec()
     output: ScoreKind = "logits"
     labels: Sequence[str] | None = None
     layer: str | None = None
-    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    layouts: Layouts = field(default_factory=dict)
     find: Callable[[str], nn.Module] | None = None
+    walk: Callable[[], Iterable[tuple[str, nn.Module]]] | None = None
+    attention: Attention | None = None
+    tubes: str = ""
     name: str = "model"
     weights: str = "as given"
+    verified: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -170,9 +211,26 @@ class TorchModel:
         except (AttributeError, KeyError, ValueError, RuntimeError):  # the last by scripted modules
             found = None
         if found is None or not layer:
-            names = [name for name, _ in self.module.named_modules() if name]
+            names = [name for name, _ in self.submodules()]
             raise LayerError(f"{self.name} has no layer {layer!r}{nearest(layer, names)}")
         return found
+
+    def submodules(self) -> list[tuple[str, nn.Module]]:
+        """Every layer with its name."""
+        return [(n, m) for n, m in (self.walk or self.module.named_modules)() if n]
+
+    def layout(self, layer: str, clip: Sequence[int]) -> Layout | None:
+        """The layout that is declared for a layer, None where it is to be found.
+
+        Args:
+            layer: its name.
+            clip: the shape of a clip or of a batch: frames, height and width come last.
+        """
+        known = self.layouts.get(layer)
+        if known is None or isinstance(known, Layout):
+            return known
+        frames, height, width = clip[-3:]
+        return known((frames, height, width))
 
     read = _read
     windows = _windows
@@ -227,6 +285,19 @@ class BlackBox:
 
 
 Model = TorchModel | BlackBox
+M = TypeVar("M")
+
+
+def frozen(model: M, clips: Float[Tensor, "b c t h w"]) -> M:
+    """The model with whatever its `pack` (or `score`) takes from a clip taken from these intact ones.
+
+    So a normalisation by the clip's own mean does not change when evidence is removed from it.
+    """
+    for name in ("pack", "score"):
+        freeze = getattr(getattr(model, name, None), "frozen", None)
+        if freeze is not None:
+            return replace(model, **{name: freeze(clips)})  # type: ignore[type-var]
+    return model
 
 
 def network(model: Scorer, who: str) -> TorchModel:

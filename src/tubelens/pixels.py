@@ -354,7 +354,7 @@ def _forward(
         return score(pixels), None
     module = readable(model, layer)
     where = Where()
-    keep = _Keep(where, model.layouts.get(layer))
+    keep = _Keep(where, model.layout(layer, pixels.shape))
     with hooked(module, keep), where:
         where.start(pixels)
         scores = score(pixels)

@@ -22,7 +22,7 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError, ScoreError, WorkError
 from tubelens.fill import Fill
 from tubelens.masks import Masks
-from tubelens.model import Scorer, TorchModel, is_out_of_memory, untouched
+from tubelens.model import Scorer, TorchModel, frozen, is_out_of_memory, untouched
 from tubelens.running import RUN, Precision, Run
 from tubelens.target import Target, evaluate
 
@@ -127,6 +127,7 @@ class Scored:
         if run.batch is not None and run.batch < 1:
             raise OptionError(f"a batch holds at least one clip, not {run.batch}")
         self._started = time.perf_counter()
+        model = frozen(model, clip.pixels[None])
         self.model, self.masks, self.targets, self.run = model, masks, list(targets), run
         self.device = torch.device(getattr(model, "device", "cpu"))
         if run.precision == "fp16" and not runs_fp16(self.device):

@@ -217,7 +217,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-
     def naming(self) -> Iterator[None]:
         """Knows which module runs, for weights that are computed on the way; the hooks go afterwards."""
         kinds = (nn.modules.conv._ConvNd, nn.Linear)
-        inner = [(n, m) for n, m in self.model.module.named_modules() if isinstance(m, kinds)]
+        inner = [(n, m) for n, m in self.model.submodules() if isinstance(m, kinds)]
         handles = []
         for name, module in inner:
             if not is_scripted(module):

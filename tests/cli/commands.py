@@ -102,7 +102,7 @@ def breaks_later():
 
 def box():
     net = made(Net())
-    return tl.black_box(lambda clips: net(clips), frames=8, size=24, labels=LABELS, name="remote")
+    return tl.wrap_scorer(lambda clips: net(clips), frames=8, size=24, labels=LABELS, name="remote")
 
 
 class Deaf(Net):

@@ -23,7 +23,7 @@ from tubelens.layout import tiled
 from tubelens.masks import Triple
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
-from tubelens.model import Scorer
+from tubelens.model import Scorer, frozen
 from tubelens.pixels import differentiable
 from tubelens.running import RUN, Passes, Run
 from tubelens.target import Prob, Target, evaluate
@@ -97,6 +97,7 @@ class Extremal:
             ScoreError: NaN or infinity.
         """
         start = time.perf_counter()
+        model = frozen(model, clip.pixels[None])
         jobs = [(target, volume) for target in targets for volume in self.volumes]
         size = run.batch or TOGETHER
         masks, kept = [], []

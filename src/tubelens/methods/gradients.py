@@ -21,7 +21,7 @@ from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
-from tubelens.model import Model
+from tubelens.model import Model, frozen
 from tubelens.pixels import backward, weighted_sum
 from tubelens.running import RUN, Passes, Run
 from tubelens.target import Logit, Target
@@ -251,6 +251,7 @@ class SmoothGrad:
     def _mean(
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run, start: float
     ) -> tuple[Float[Tensor, "n c t h w"], int]:
+        model = frozen(model, clip.pixels[None])
         power = 2 if self.squared else 1
         until = None if run.seconds is None else start + run.seconds
         total, done = weighted_sum(

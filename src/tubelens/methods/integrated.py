@@ -19,7 +19,7 @@ from tubelens.fill import Fill, fill
 from tubelens.methods.gradients import IN_FORWARDS, Bands, contrast, known_bands, over_bands
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
-from tubelens.model import Model
+from tubelens.model import Model, frozen
 from tubelens.pixels import weighted_sum
 from tubelens.running import RUN, Passes, Run
 from tubelens.target import Logit, Target, evaluate
@@ -70,6 +70,7 @@ class IntegratedGradients:
             LayerError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        model = frozen(model, clip.pixels[None])
         change = contrast(clip, self.baseline)
         scores = torch.cat([model(p[None]) for p in (clip.pixels, clip.pixels - change)])
         per_band = self._integral(model, clip, targets, run, change)
@@ -101,6 +102,7 @@ class IntegratedGradients:
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run = RUN
     ) -> Float[Tensor, "n c t h w"]:
         """The attributions, band by band; they add up to `S(I) - S(B)`."""
+        model = frozen(model, clip.pixels[None])
         return self._integral(model, clip, targets, run, contrast(clip, self.baseline))
 
     def passes(self, model: Model, clip: Clip) -> Passes:

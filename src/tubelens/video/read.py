@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,19 @@ def read_clip(
     with video:
         names = _bands(video, bands)
         spec = InputSpec(frames, crop, resize, 1, None, names, antialias)
-        return _read(video, spec, sampling or "uniform", stride=stride, start=start, seed=seed, pad=pad)
+        return _read(video, spec, sampling, stride=stride, start=start, seed=seed, pad=pad)
 
 
 def read_spec(
-    path: Path | np.ndarray | Tensor, spec: InputSpec, sampling: str = "uniform", **options: Any
+    path: Path | np.ndarray | Tensor, spec: InputSpec, sampling: str | None = None, **options: Any
 ) -> Clip:
     """The clip that a recipe makes of a video.
 
     Args:
         path: the file, the folder, or the array.
         spec: frames, size, resize, stride, bands.
-        sampling: `uniform`, `dense`, `segments` or `random`; `stride` or `start` make uniform dense.
+        sampling: `uniform`, `dense`, `segments` or `random`, by default the recipe's; `stride` or `start`
+            make the default dense.
         options: `start`, `stride`, `frames`, `seed`, `pad`, in place of the recipe's; `fps` of a folder.
 
     Raises:
@@ -83,14 +85,13 @@ def read_spec(
     _check_names(options, known)
     frames = int(options.pop("frames", spec.frames))
     with open_video(path, options.pop("fps", None)) as video:
-        spec = InputSpec(frames, spec.size, spec.resize, spec.stride, spec.rate, spec.bands, spec.antialias)
-        return _read(video, spec, sampling, **options)
+        return _read(video, replace(spec, frames=frames), sampling, **options)
 
 
 def _read(
     video: Frames,
     spec: InputSpec,
-    sampling: str,
+    sampling: str | None,
     stride: int | None = None,
     start: float = 0.0,
     seed: int = 0,
@@ -100,14 +101,16 @@ def _read(
         raise OptionError(f"unknown pad {pad!r}: clamp or zero")
     if sampling == "windows":
         raise OptionError("windows are not one clip: use read_windows, or model.windows(path)")
-    if sampling == "uniform" and (stride is not None or start):
+    if sampling in (None, "uniform") and (stride is not None or start):
         sampling = "dense"
+    sampling = sampling or spec.sampling
     if sampling in ("segments", "random") and start:
         raise OptionError(f"{sampling} sampling takes no start: use sampling='dense'")
     if sampling == "segments" and stride is not None:
         raise OptionError("segments sampling takes no stride: use sampling='dense'")
     step = spec.stride_at(video.fps) if stride is None else stride
-    how = plan(sampling, spec.frames, stride=step, start=start, seed=seed, pad=pad)
+    more: dict[str, Any] = {"snippet": spec.snippet} if spec.snippet != 1 else {}
+    how = plan(sampling, spec.frames, stride=step, start=start, seed=seed, pad=pad, **more)
     shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
     prepare = Prepare(shape, spec.bands, video)
     if isinstance(video, ArrayFrames):

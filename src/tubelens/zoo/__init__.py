@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tubelens.errors import CheckpointError, OptionError, nearest
 from tubelens.model import TorchModel
 from tubelens.zoo import bundled, torchvision_video
 from tubelens.zoo.checkpoint import fit, read_checkpoint
-from tubelens.zoo.recipe import Normalise, Recipe
+from tubelens.zoo.recipe import EXACT, Normalise, Pack, Recipe, Style
 
-__all__ = ["MODELS", "Normalise", "Recipe", "fit", "load", "read_checkpoint"]
+__all__ = ["MODELS", "Normalise", "Pack", "Recipe", "Style", "fit", "load", "read_checkpoint"]
 
 BUNDLED = Recipe(
     "bundled",
@@ -40,6 +40,7 @@ def load(
     seed: int = 0,
     labels: Sequence[str] | None = None,
     device: str = "cpu",
+    trust: bool = False,
 ) -> TorchModel:
     """A known network with weights.
 
@@ -50,9 +51,10 @@ def load(
         seed: of random weights; the global generator is left alone.
         labels: names of the classes, in place of those that come with official weights.
         device: where the network is put.
+        trust: unpickle a weights file even where that runs code that is in it.
 
     Raises:
-        OptionError: unknown name, or no weights given.
+        OptionError: unknown name, no weights given, or an extra that is not installed.
         CheckpointError: weights that cannot be had, read, or fitted.
     """
     recipe = MODELS.get(name)
@@ -61,41 +63,66 @@ def load(
     if weights is None and name == "bundled":
         weights = recipe.official[0]
     if weights is None:
-        raise OptionError(
-            f"say which weights {name} shall have: {', '.join(recipe.official)}, a weights file, or 'random'"
-        )
+        raise OptionError(f"say which weights {name} shall have: {_choices(recipe)}")
+    known: Sequence[str] | None = None
+    verified, style = "", None
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = recipe.build(recipe.classes)
-        origin, known = f"random (seed {seed})", None
-    elif isinstance(weights, Path) or "." in weights or "/" in weights:
-        state = read_checkpoint(weights)
+        origin = f"random (seed {seed})"
+        verified = "random"
+    elif _is_file(weights):
+        state, style = _in_our_keys(recipe, read_checkpoint(weights, trust))
         module = _built_for(recipe, state.get(recipe.head), str(weights))
         fit(module, state, str(weights), name)
         origin, known = str(weights), recipe.identify(str(weights))
+        verified = "the hash of the official file" if known is not None else ""
     else:
         if recipe.fetch is None or weights not in recipe.official:
             raise CheckpointError(
-                f"{name} has no weights {weights!r}{nearest(weights, recipe.official)}: give one of"
-                f" {', '.join(recipe.official)}, a weights file, or 'random'"
+                f"{name} has no weights {weights!r}{nearest(str(weights), recipe.official)}: give"
+                f" {_choices(recipe)}"
             )
-        state, known = recipe.fetch(weights)
-        module = recipe.build(recipe.classes)
-        fit(module, state, weights, name)
-        origin = weights
+        state, known = recipe.fetch(str(weights))
+        state, style = _in_our_keys(recipe, state)
+        module = _built_for(recipe, state.get(recipe.head), str(weights))
+        fit(module, state, str(weights), name)
+        origin, verified = str(weights), "official weights"
     return TorchModel(
         module=module.eval().to(device),
-        pack=recipe.pack,
+        pack=(style and style.pack) or recipe.pack,
+        unpack=recipe.unpack,
         spec=recipe.spec,
+        output=(style and style.output) or recipe.output,
         labels=labels if labels is not None else known,
         layer=recipe.layer,
+        layouts=recipe.layouts,
+        attention=recipe.attention,
+        tubes="" if recipe.tubes == EXACT else recipe.tubes,
         name=name,
         weights=origin,
+        verified=verified,
     )
 
 
-def _built_for(recipe: Recipe, head: torch.Tensor | None, name: str) -> nn.Module:
+def _choices(recipe: Recipe) -> str:
+    return ", ".join([*recipe.official, "a weights file", "or 'random'"])
+
+
+def _is_file(weights: str | Path) -> bool:
+    return isinstance(weights, Path) or "." in weights or "/" in weights
+
+
+def _in_our_keys(recipe: Recipe, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Style | None]:
+    """The state dict with our own keys, and the style it was published in, if not ours."""
+    for style in recipe.styles:
+        if style.fits(state):
+            return style.convert(state), style
+    return state, None
+
+
+def _built_for(recipe: Recipe, head: Tensor | None, name: str) -> nn.Module:
     """The network with as many classes as the checkpoint's head has."""
     if head is None:
         raise CheckpointError(

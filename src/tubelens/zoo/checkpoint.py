@@ -1,4 +1,6 @@
-"""Weights from files: read without unpickling code, unwrapped, fitted to a network, every fault listed."""
+"""Weights from files: read without unpickling code unless the user trusts them, unwrapped, fitted to a
+network, every fault listed.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,15 @@ WRAPPERS = ("state_dict", "model_state")
 LISTED = 4
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     """The state dict in a safetensors or torch file.
 
     Taken out of `{"state_dict": ...}` or `{"model_state": ...}` where it is wrapped, and freed of the
     `module.` that parallel training puts before every name.
+
+    Args:
+        path: the file.
+        trust: unpickle a torch file even where that runs code that is in it.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that would need to run code when loaded.
@@ -36,14 +42,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            else torch.load(path, map_location="cpu", weights_only=not trust)
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: not a plain state dict: loading it would run code ({_first_line(error)});"
-            " save `model.state_dict()` as safetensors instead"
+            f"{path}: not a plain state dict: loading it would run code that is in the file"
+            f" ({_first_line(error)}); if you trust where it comes from, say so with --trust (trust=True);"
+            " better, save `model.state_dict()` as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, ImportError) as error:
         raise CheckpointError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
     return unwrap(content, str(path))
 
