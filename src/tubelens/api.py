@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -24,9 +25,10 @@ from tubelens.methods.record import predictions
 from tubelens.model import Model, TorchModel, network
 from tubelens.running import RUN, Budget, Progress, Run
 from tubelens.target import Logit, Target, class_index, probabilities
-from tubelens.video import ClipWindows
+from tubelens.video import ClipViews, ClipWindows, View
 
 TargetLike = Target | int | str
+Many = ClipWindows | ClipViews
 OVER_WINDOWS = "score and probabilities are means over the windows"
 Targets = TargetLike | Sequence[TargetLike] | None
 
@@ -34,7 +36,7 @@ Targets = TargetLike | Sequence[TargetLike] | None
 @overload
 def explain(
     model: Model,
-    clip: Clip | ClipWindows,
+    clip: Clip | Many,
     method: Any = "tubes",
     target: TargetLike | None = None,
     *,
@@ -46,7 +48,7 @@ def explain(
 @overload
 def explain(
     model: Model,
-    clip: Clip | ClipWindows,
+    clip: Clip | Many,
     method: Any = "tubes",
     target: Sequence[TargetLike] = ...,
     *,
@@ -57,7 +59,7 @@ def explain(
 ) -> list[Explanation]: ...
 def explain(
     model: Model,
-    clip: Clip | ClipWindows,
+    clip: Clip | Many,
     method: Any = "tubes",
     target: Targets = None,
     *,
@@ -69,9 +71,9 @@ def explain(
     """Where and when the model looked.
 
     Args:
-        model: from `load_model`, `wrap` or `black_box`.
+        model: from `load_model`, `wrap` or `wrap_scorer`.
         clip: from `model.read`; or `model.windows(path)`: every window of a long video is explained, and the
-            maps are stitched with overlaps averaged.
+            maps are stitched with overlaps averaged; or `model.views(path)`: clips and crops, likewise.
         method: a name (`tubelens methods`), with its `options`; or a method such as `RISE(n=500)`.
         target: a label, a class index, a `Target`; `None`: the strongest class; `"top3"`: the three
             strongest; or a sequence of these, all from the same passes. A label or an index stands for what
@@ -100,7 +102,7 @@ def explain(
 
 def explain_all(
     model: Model,
-    clip: Clip | ClipWindows,
+    clip: Clip | Many,
     methods: Sequence[Any],
     target: Targets = None,
     *,
@@ -128,7 +130,7 @@ def explain_all(
     notes: list[tuple[str, ...]] = [()] * len(made)
     if budget is not None:
         made, notes, run = _within(made, Budget.of(budget), model, clip, target, run)
-    if isinstance(clip, ClipWindows):
+    if isinstance(clip, ClipWindows | ClipViews):
         found = _explain_windows(model, clip, made, target, run)
     else:
         found, _ = _explain_clip(model, clip, made, target, run)
@@ -146,10 +148,10 @@ def _possible(model: Model, method: Any) -> None:
 
 
 def _within(
-    methods: Sequence[Any], budget: Budget, model: Model, clip: Clip | ClipWindows, target: Targets, run: Run
+    methods: Sequence[Any], budget: Budget, model: Model, clip: Clip | Many, target: Targets, run: Run
 ) -> tuple[list[Any], list[tuple[str, ...]], Run]:
-    first = next(iter(clip))[1] if isinstance(clip, ClipWindows) else clip
-    windows = len(clip) if isinstance(clip, ClipWindows) else 1
+    first = next(iter(clip))[1] if isinstance(clip, ClipWindows | ClipViews) else clip
+    windows = len(clip) if isinstance(clip, ClipWindows | ClipViews) else 1
     seconds = 0.0 if budget.seconds is None else one_forward(model, first)
     looked_up = int(_needs_scores(target) or model.labels is None)
     fitted = [within(m, budget, model, first, run, seconds, windows, looked_up) for m in methods]
@@ -220,7 +222,7 @@ def _counted(e: Explanation, forwards: int) -> Explanation:
 
 
 def _explain_windows(
-    model: Model, windows: ClipWindows, methods: Sequence[Any], target: Targets, run: Run
+    model: Model, windows: Many, methods: Sequence[Any], target: Targets, run: Run
 ) -> list[list[Explanation]]:
     """Window by window; where the target is the strongest class, a first pass finds it over all of them."""
     start = time.perf_counter()
@@ -235,13 +237,16 @@ def _explain_windows(
     quiet = replace(run, progress=None)
     parts: list[list[list[Grid]]] = []  # a window: a list of parts for each explanation
     values: list[list[float]] = []
+    found: list[list[dict[str, float]]] = []
     last: list[list[Explanation]] = []
     for first, clip in windows:
         last, seen = _explain_clip(model, clip, methods, target, quiet)
         scores.append(model(clip.pixels[None]) if seen is None else seen)
         every = [e for row in last for e in row]
-        parts.append([[part.shifted(first) for part in e.parts] for e in every])
+        put = first.put if isinstance(first, View) else partial(_later, first)
+        parts.append([[put(part) for part in e.parts] for e in every])
         values.append([e.provenance.score for e in every])
+        found.append([e.provenance.facts for e in every])
         run.tell(first_pass + len(scores), total)
     whole = torch.cat(scores)
     predicted = predictions(model, whole)
@@ -261,13 +266,23 @@ def _explain_windows(
                 forwards=first_pass + n * e.provenance.forwards,
                 backwards=n * e.provenance.backwards,
                 seconds=seconds,
-                facts={"windows": float(n)},
+                facts=_means(facts[i] for facts in found) | {"windows": float(n)},
                 notes=(*e.provenance.notes, OVER_WINDOWS),
             ),
         )
         for i, e in enumerate(e for row in last for e in row)
     )
     return [[next(stitched) for _ in row] for row in last]
+
+
+def _later(frames: int, part: Grid) -> Grid:
+    return part.shifted(frames)
+
+
+def _means(facts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Of what a method says of every window: the constant and the like."""
+    rows = list(facts)
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 def _several(target: object) -> bool:

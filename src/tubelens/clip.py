@@ -174,13 +174,31 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Segments:
-    """The video in `frames` equal segments, the middle frame of each (segment networks)."""
+    """The video in equal segments, `snippet` consecutive frames from the middle of each (segment networks).
+
+    Attributes:
+        frames: of all segments together, a multiple of `snippet`.
+        snippet: consecutive frames in each segment.
+    """
 
     frames: int = 8
+    snippet: int = 1
+
+    def __post_init__(self) -> None:
+        if self.snippet < 1 or self.frames % self.snippet:
+            raise OptionError(
+                f"segments of {self.snippet} consecutive frames cannot make a clip of {self.frames}:"
+                f" give a multiple of {self.snippet}"
+            )
 
     def pick(self, n: int) -> list[int]:
-        """`floor((i + 1/2) n / frames)`."""
-        return [int((i + 0.5) * n / self.frames) for i in range(self.frames)]
+        """Snippet i starts at `floor((i + 1/2) (n - snippet + 1) / segments)`, at 0 where that is negative.
+
+        The last frame is taken again where a snippet runs past the end.
+        """
+        segments = self.frames // self.snippet
+        starts = [max(0, (2 * i + 1) * (n - self.snippet + 1) // (2 * segments)) for i in range(segments)]
+        return [min(start + j, n - 1) for start in starts for j in range(self.snippet)]
 
 
 @dataclass(frozen=True)
@@ -257,11 +275,13 @@ def plan(
     seed: int = 0,
     overlap: float = 0.5,
     pad: Pad = "clamp",
+    snippet: int = 1,
 ) -> Uniform | Dense | Segments | Random | Windows:
-    """The sampling plan of that name.
+    """The sampling plan of that name; of the options it takes those that it knows.
 
     Raises:
-        OptionError: unknown name, fewer than one frame, a stride below one, a negative or infinite start.
+        OptionError: unknown name, fewer than one frame, a stride below one, a negative or infinite start,
+            frames that do not divide into snippets.
     """
     if frames < 1 or stride < 1:
         raise OptionError(f"frames and stride must be at least 1, got {frames} and {stride}")
@@ -273,7 +293,7 @@ def plan(
         case "dense":
             return Dense(frames, start, stride, pad)
         case "segments":
-            return Segments(frames)
+            return Segments(frames, snippet)
         case "random":
             return Random(frames, stride, seed, pad)
         case "windows":
@@ -282,5 +302,5 @@ def plan(
 
 
 READERS: dict[str, Callable[..., Any]] = {}
-"""Filled by `tubelens.video`: `"clip"` reads one clip, `"windows"` streams them. A model reads through this
+"""Filled by `tubelens.video`: `"clip"` reads one clip, `"windows"` and `"views"` stream several. A model reads through this
 table, so that it need not import an edge."""

@@ -121,7 +121,8 @@ class Explanation:
         _, h, w = self.size
         low, high = float("inf"), float("-inf")
         for frame in self._stream(np.arange(self.size[0], dtype=float), _axis(h, h), _axis(w, w)):
-            low, high = min(low, float(frame.min())), max(high, float(frame.max()))
+            seen = frame[~frame.isnan()]  # crops may leave places that none of them saw
+            low, high = min(low, float(seen.min())), max(high, float(seen.max()))
         return low, high
 
     def upsample(
@@ -215,7 +216,8 @@ class Explanation:
         if (align or self.align) == "centres":
             t, y, x = (fractional_index(p, c) for p, c in zip(places, centres, strict=True))
             return t, y, x
-        spans = (part.span, (0, h), (0, w))
+        top, left, bottom, right = part.area or (0, 0, h, w)
+        spans = (part.span, (top, bottom), (left, right))
         t, y, x = (
             np.clip((p - a) / (b - 1 - a) if b - 1 > a else p, 0, 1) * (len(c) - 1)
             for p, c, (a, b) in zip(places, centres, spans, strict=True)
@@ -242,6 +244,9 @@ class Explanation:
         for parts in covering:
             assert parts, "every clip frame is covered by a part"
             whole = sum(part.weight for part, *_ in parts)
+            if any(part.area is not None for part, *_ in parts):
+                yield self._pieced(parts, y, x)
+                continue
             # weights go to the small grids: a product with every pixel would cost as much as the map itself
             maps = [
                 rows
@@ -250,6 +255,27 @@ class Explanation:
                 for part, row, rows, cols in parts
             ]
             yield maps[0] if len(maps) == 1 else torch.stack(maps).sum(dim=0)
+
+    def _pieced(
+        self, parts: Sequence[tuple[Grid, Tensor, Tensor, Tensor]], y: np.ndarray, x: np.ndarray
+    ) -> Float[Tensor, "H W"]:
+        """The weighted mean of parts that speak for areas of the clip; NaN where none does."""
+        total = torch.zeros(len(y), len(x))
+        weights = torch.zeros(len(y), len(x))
+        _, h, w = self.size
+        for part, row, rows, cols in parts:
+            top, left, bottom, right = part.area or (0, 0, h, w)
+            down, along = _within(y, top, bottom), _within(x, left, right)
+            grid = (row @ part.values.flatten(1)).view(part.values.shape[1:])
+            total[down, along] += (rows[down] @ grid @ cols[along].T) * part.weight
+            weights[down, along] += part.weight
+        return total / weights  # 0 / 0 is NaN
+
+
+def _within(places: np.ndarray, start: float, stop: float) -> slice:
+    """The run of increasing places that lie on the pixels `start` to `stop`."""
+    first, last = np.searchsorted(places, start - 0.5, "left"), np.searchsorted(places, stop - 0.5, "right")
+    return slice(int(first), int(last))
 
 
 def scaled(saliency: Tensor, low: float, high: float) -> Tensor:

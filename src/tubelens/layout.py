@@ -81,7 +81,8 @@ class Grid:
         values: signed, unnormalised.
         t: clip frame that each time cell looks at; `y`, `x`: clip pixel, likewise.
         span: first clip frame that this grid speaks for, and the one after its last.
-        weight: its share where several grids cover the same frame.
+        weight: its share where several grids cover the same place.
+        area: the part of the clip that it speaks for: top, left, bottom and right in pixels; None: all.
     """
 
     values: Float[Tensor, "t h w"]
@@ -90,6 +91,7 @@ class Grid:
     x: Centres
     span: tuple[int, int]
     weight: float = 1.0
+    area: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
         axes: Sequence[Centres] = (self.t, self.y, self.x)
@@ -113,4 +115,5 @@ class Grid:
             self.x,
             (start + frames, stop + frames),
             self.weight,
+            self.area,
         )

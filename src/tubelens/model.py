@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from tubelens.errors import InputError, LayerError, OptionError, ScoreError, Tub
 from tubelens.layout import Layout
 from tubelens.target import ScoreKind
 
+Video = str | PathLike[str] | np.ndarray | Tensor
+"""A file, a folder of frames, or frames `(t, h, w, c)`."""
 LayoutOf = Callable[[tuple[int, int, int]], Layout]
 """A layout for a clip of so many frames, rows and columns."""
 Layouts = Mapping[str, Layout | LayoutOf]
@@ -61,6 +64,7 @@ class InputSpec:
         antialias: whether resizing filters before it shrinks.
         sampling: which frames `model.read` takes unless told: `uniform`, `dense`, `segments`, `random`.
         snippet: consecutive frames in each segment of `segments` sampling.
+        views: clips and crops that the network is tested with (`model.views`).
     """
 
     frames: int = 16
@@ -72,6 +76,7 @@ class InputSpec:
     antialias: bool = True
     sampling: str = "uniform"
     snippet: int = 1
+    views: tuple[int, int] = (10, 1)
 
     def stride_at(self, fps: float) -> int:
         """The training stride on a video of `fps` frames a second, at least 1."""
@@ -84,20 +89,28 @@ def _reader(kind: str) -> Callable[..., Any]:
     return READERS[kind]
 
 
-def _read(self: Any, path: str | PathLike[str], sampling: str | None = None, **options: Any) -> Clip:
+def _read(self: Any, path: Video, sampling: str | None = None, **options: Any) -> Clip:
     """The clip of a video as the recipe makes it: its own frames, resize and crop.
 
-    `path` is a video file or a folder of frames; `sampling` is `uniform`, `dense`, `segments` or `random`,
-    by default the recipe's; `options` are `start` (seconds), `stride`, `frames`, `seed` and `pad`, in place
-    of the recipe's.
+    `path` is a video file, a folder of frames or an array; `sampling` is `uniform`, `dense`, `segments` or
+    `random`, by default the recipe's; `options` are `start` (seconds), `stride`, `frames`, `seed` and `pad`,
+    in place of the recipe's.
     """
     clip: Clip = _reader("clip")(path, self.spec, sampling, **options)
     return clip
 
 
-def _windows(self: Any, path: str | PathLike[str], **options: Any) -> Any:
+def _windows(self: Any, path: Video, **options: Any) -> Any:
     """The whole video as overlapping clips, streamed; `tubelens.explain` takes it in place of a clip."""
     return _reader("windows")(path, self.spec, **options)
+
+
+def _views(self: Any, path: Video, **options: Any) -> Any:
+    """Views of the video: `clips` spread over it, each in `crops` spread over the longer side.
+
+    By default as many as the network is tested with; `tubelens.explain` takes them in place of a clip.
+    """
+    return _reader("views")(path, self.spec, **options)
 
 
 @dataclass(frozen=True)
@@ -234,6 +247,7 @@ class TorchModel:
 
     read = _read
     windows = _windows
+    views = _views
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,6 +296,7 @@ class BlackBox:
 
     read = _read
     windows = _windows
+    views = _views
 
 
 Model = TorchModel | BlackBox

@@ -44,7 +44,7 @@ def save_explanation(explanation: Explanation, path: str | Path, **options: Any)
             tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
     source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
     header = {
-        "parts": [{"span": part.span, "weight": part.weight} for part in explanation.parts],
+        "parts": [{"span": part.span, "weight": part.weight, "area": part.area} for part in explanation.parts],
         "size": explanation.size,
         "source": source,
         "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
@@ -86,6 +86,7 @@ def load_explanation(path: str | Path) -> Explanation:
             tuple(tensors[f"part{i}.x"].tolist()),
             span=(part["span"][0], part["span"][1]),
             weight=part["weight"],
+            area=None if part.get("area") is None else tuple(part["area"]),
         )
         for i, part in enumerate(header["parts"])
     )

@@ -10,13 +10,16 @@ from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.images import FolderFrames
 from tubelens.video.read import read_clip, read_spec
 from tubelens.video.sinks import FolderSink, GifSink, VideoSink, write_png
+from tubelens.video.views import ClipViews, View, read_views
 from tubelens.video.windows import ClipWindows, read_windows
 
 READERS["clip"] = read_spec
 READERS["windows"] = read_windows
+READERS["views"] = read_views
 
 __all__ = [
     "ArrayFrames",
+    "ClipViews",
     "ClipWindows",
     "FileFrames",
     "FolderFrames",
@@ -24,10 +27,12 @@ __all__ = [
     "Frames",
     "GifSink",
     "VideoSink",
+    "View",
     "extract_frames",
     "open_video",
     "read_clip",
     "read_spec",
+    "read_views",
     "read_windows",
     "write_png",
 ]

@@ -1,0 +1,140 @@
+"""Several clips and crops of one video: what they see, how their maps and scores come together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tubelens as tl
+from tests.videos import clip_codes, coded
+from tubelens.errors import OptionError
+from tubelens.model import InputSpec
+from tubelens.video import read_views
+
+SPEC = InputSpec(frames=4, size=(24, 24), resize=24, stride=3, views=(3, 1))
+
+
+def video(frames: int = 40, size: tuple[int, int] = (24, 36)) -> np.ndarray:
+    return np.stack([coded(i, size) for i in range(frames)])
+
+
+def test_clips_are_spread_from_the_first_frame_to_the_last():
+    views = read_views(video(), replace(SPEC, size=(24, 36)))
+    assert len(views) == 3
+    codes = [clip_codes(clip.pixels) for _, clip in views]
+    # 10 frames long each: the last starts at 30, the middle one at 15
+    assert codes == [[0, 3, 6, 9], [15, 18, 21, 24], [30, 33, 36, 39]]
+    assert [view.frames for view, _ in views] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    assert views.source.times == tuple(i / 25 for run in codes for i in run)
+
+
+def test_overlapping_clips_share_frames():
+    views = read_views(video(16), replace(SPEC, size=(24, 36)))  # starts 0, 3, 6
+    assert [clip_codes(clip.pixels) for _, clip in views] == [[0, 3, 6, 9], [3, 6, 9, 12], [6, 9, 12, 15]]
+    assert [view.frames for view, _ in views] == [(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5)]
+
+
+def test_crops_are_spread_over_the_longer_side():
+    frames = np.random.default_rng(0).integers(0, 256, (12, 24, 36, 3), dtype=np.uint8)
+    views = read_views(frames, SPEC, clips=1, crops=3)
+    assert views.size == (4, 24, 36)
+    whole = torch.from_numpy(frames[[1, 4, 7, 10]]).permute(3, 0, 1, 2) / 255
+    for (view, clip), left in zip(views, (0, 6, 12), strict=True):
+        assert (view.top, view.left) == (0, left)
+        assert torch.equal(clip.pixels, whole[..., left : left + 24])
+        assert (clip.source.box.left, clip.source.box.width) == (left, 24)
+    upright = read_views(np.ascontiguousarray(frames.transpose(0, 2, 1, 3)), SPEC, clips=1, crops=3)
+    assert [(view.top, view.left) for view, _ in upright] == [(0, 0), (6, 0), (12, 0)]
+    assert upright.size == (4, 36, 24)
+
+
+def test_segment_networks_get_shifted_segments():
+    spec = replace(SPEC, size=(24, 36), sampling="segments", frames=4, snippet=1)
+    views = read_views(video(40), spec, clips=2)
+    assert [clip_codes(clip.pixels) for _, clip in views] == [[2, 12, 22, 32], [7, 17, 27, 37]]
+    assert [view.frames for view, _ in views] == [(0, 2, 4, 6), (1, 3, 5, 7)]
+    pairs = read_views(video(41), replace(spec, snippet=2), clips=1)
+    assert [clip_codes(clip.pixels) for _, clip in pairs] == [[10, 11, 30, 31]]
+
+
+def test_a_video_that_is_too_short_is_padded_behind_its_end():
+    views = read_views(video(7), replace(SPEC, size=(24, 36)), clips=2)
+    ((view, clip),) = list(views)  # both clips would be the same
+    assert clip_codes(clip.pixels) == [0, 3, 6, 6]
+    assert views.padded == 1
+    assert view.frames == (0, 1, 2, 3)
+    assert clip.source.span == (0.0, 6 / 25)
+
+
+def test_less_than_one_view_is_refused():
+    with pytest.raises(OptionError, match="at least one clip and one crop"):
+        read_views(video(), SPEC, clips=-1)
+
+
+class Bright(nn.Module):
+    """Two pooled brightness features, two classes; the grid's cells are 4 x 4 pixels of one frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.AvgPool3d((1, 4, 4))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(dim=(2, 3, 4)))
+
+
+def model() -> tl.TorchModel:
+    torch.manual_seed(0)
+    return tl.TorchModel(Bright(), pack=lambda x: x.clone(), layer="body", spec=SPEC)
+
+
+def test_maps_of_views_are_averaged_where_they_overlap():
+    net = model()
+    frames = np.random.default_rng(1).random((30, 24, 36, 3), dtype=np.float32)
+    views = net.views(frames, clips=2, crops=3)
+    why = tl.explain(net, views, "tubes", 1)
+    assert why.size == (8, 24, 36)
+    assert len(why.parts) == 6
+    # slow: every view's own map, put on the canvas by hand
+    total, count = torch.zeros(8, 24, 36), torch.zeros(8, 24, 36)
+    scores = []
+    for view, clip in views:
+        one = tl.explain(net, clip, "tubes", 1)
+        where = (slice(view.frames[0], view.frames[-1] + 1), slice(None), slice(view.left, view.left + 24))
+        total[where] += one.saliency
+        count[where] += 1
+        scores.append(float(net(clip.pixels[None])[0, 1]))
+    torch.testing.assert_close(why.saliency, total / count, rtol=1e-4, atol=1e-6)
+    assert set(count.unique().tolist()) == {1.0, 2.0, 3.0}
+    p = why.provenance
+    assert p.score == pytest.approx(np.mean(scores), rel=1e-5)
+    # contributions of every view, averaged, and the constant are the averaged logit
+    parts = np.mean([float(part.values.sum()) for part in why.parts])
+    assert parts + p.facts["constant"] == pytest.approx(p.score, rel=1e-4)
+    assert p.facts["windows"] == 6
+
+
+def test_views_survive_saving_and_drawing(tmp_path):
+    net = model()
+    frames = np.random.default_rng(1).random((30, 24, 36, 3), dtype=np.float32)
+    why = tl.explain(net, net.views(frames, clips=2, crops=2), "gradcam", 1)
+    again = tl.load_explanation(why.save(tmp_path / "why.safetensors"))
+    assert torch.equal(again.saliency, why.saliency)
+    assert [part.area for part in again.parts] == [part.area for part in why.parts]
+    assert why.save(tmp_path / "why.png").stat().st_size > 1000
+
+
+def test_places_that_no_crop_saw_are_not_a_number():
+    net = model()
+    frames = np.random.default_rng(1).random((12, 24, 80, 3), dtype=np.float32)
+    why = tl.explain(net, net.views(frames, clips=1, crops=2), "tubes", 0)
+    assert why.size == (4, 24, 80)
+    seen = ~why.saliency.isnan()
+    assert bool(seen[..., :24].all())
+    assert bool(seen[..., 56:].all())
+    assert not bool(seen[..., 24:56].any())
+    assert float(why.heat[seen].max()) == 1.0
