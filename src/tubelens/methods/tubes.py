@@ -179,11 +179,15 @@ def check_affine(
         raise LayerError(f"the scores of {capture.model.name} do not depend on layer {capture.layer!r}")
     difference = float((at_probe - at_clip).norm() / at_clip.norm())
     if not difference <= AFFINE_TOLERANCE:
+        measured = f"its gradient changes by {difference:.0%} with the activations"
+        why = f"{capture.model.tubes}; {measured}" if capture.model.tubes else measured
+        advice = (
+            "" if capture.model.tubes else "choose the layer that the pooling reads (`tubelens layers`), or "
+        )
         raise HeadError(
             f"tubes need a head that is affine from layer {capture.layer!r} on, and that of"
-            f" {capture.model.name} is not (its gradient changes by {difference:.0%} with the activations):"
-            " choose the layer that the pooling reads (`tubelens layers`), or a method without this need,"
-            " such as Grad-CAM or RISE"
+            f" {capture.model.name} is not ({why}): {advice}use a method without this need, such as gradcam"
+            " or rise"
         )
 
 
