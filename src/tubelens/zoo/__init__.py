@@ -46,8 +46,8 @@ def load(
 
     Args:
         name: one of `MODELS`.
-        weights: an official name, a file, or `"random"` (seeded by `seed`). Only the bundled network has a
-            default.
+        weights: an official name, a file (several with commas between, where a network was published in
+            parts), or `"random"` (seeded by `seed`). Only the bundled network has a default.
         seed: of random weights; the global generator is left alone.
         labels: names of the classes, in place of those that come with official weights.
         device: where the network is put.
@@ -73,7 +73,7 @@ def load(
         origin = f"random (seed {seed})"
         verified = "random"
     elif _is_file(weights):
-        state, style = _in_our_keys(recipe, read_checkpoint(weights, trust))
+        state, style = _in_our_keys(recipe, _read(recipe, str(weights), trust))
         module = _built_for(recipe, state.get(recipe.head), str(weights))
         fit(module, state, str(weights), name)
         origin, known = str(weights), recipe.identify(str(weights))
@@ -112,6 +112,14 @@ def _choices(recipe: Recipe) -> str:
 
 def _is_file(weights: str | Path) -> bool:
     return isinstance(weights, Path) or "." in weights or "/" in weights
+
+
+def _read(recipe: Recipe, weights: str, trust: bool) -> dict[str, Tensor]:
+    """The state dict in a file, or in several with a comma between."""
+    paths = weights.split(",")
+    if len(paths) == 1 or recipe.merge is None:
+        return read_checkpoint(weights, trust)
+    return recipe.merge([read_checkpoint(path.strip(), trust) for path in paths])
 
 
 def _in_our_keys(recipe: Recipe, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Style | None]:

@@ -144,6 +144,7 @@ class Recipe:
         tubes: `"exact"`, or why tubes do not apply.
         attention: how its attention is composed, for the attention methods.
         cached: the file that an official name is kept in, whether or not it is there.
+        merge: one state dict out of those of several files (`weights="rgb.pth,pa.pth"`).
     """
 
     name: str
@@ -167,3 +168,4 @@ class Recipe:
     tubes: str = EXACT
     attention: Attention | None = None
     cached: Callable[[str], Any] | None = None
+    merge: Callable[[Sequence[Mapping[str, Tensor]]], dict[str, Tensor]] | None = None

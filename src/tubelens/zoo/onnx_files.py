@@ -1,0 +1,177 @@
+"""Networks in ONNX files, run by onnxruntime (the extra `onnx`): black boxes, for methods that need no more
+than scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tubelens.errors import CheckpointError, InputError, OptionError
+from tubelens.model import BlackBox
+from tubelens.zoo.extras import need
+from tubelens.zoo.form import Fed, Input, kind_of
+
+TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
+BANDS = {1: ("Y",), 3: ("R", "G", "B")}
+ORDERS = ("b c t h w", "b t c h w", "b t h w c")
+Dimension = int | str | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """An ONNX network as a function of one array.
+
+    Attributes:
+        run: the session's `run`.
+        input: name of the input.
+        dtype: of the input.
+        output: name of the output that is read.
+        batch: clips that it takes at once, None: any number.
+        takes: its dimensions, for messages.
+    """
+
+    run: Any
+    input: str
+    dtype: Any
+    output: str
+    batch: int | None
+    takes: str
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Scores `(b, k)`, clips being fed as many at a time as the network takes.
+
+        Raises:
+            InputError: the network does not take clips of this size.
+        """
+        fed = clips.astype(self.dtype)
+        if self.batch is None:
+            return self._scores(fed)
+        if self.batch != 1:
+            raise InputError(f"the network takes batches of {self.batch} clips only: export it with batch 1")
+        return np.concatenate([self._scores(one[None]) for one in fed])
+
+    def _scores(self, fed: np.ndarray) -> np.ndarray:
+        try:
+            (scores,) = self.run([self.output], {self.input: fed})
+        except Exception as error:  # of onnxruntime's own kinds
+            shape = "x".join(map(str, fed.shape))
+            said = str(error).strip().splitlines()[0][:200]
+            raise InputError(f"it takes {self.takes}, not {shape} ({said})") from error
+        return np.asarray(scores, dtype=np.float32).reshape(len(fed), -1)
+
+
+def load(
+    name: str | Path,
+    weights: Any = None,
+    *,
+    input: Input | None = None,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> BlackBox:
+    """The network in an ONNX file.
+
+    Args:
+        name: the file.
+        weights: must be None: an ONNX file holds its own.
+        input: what it is fed; where None, size and order of dimensions are read off the file, and pixels are
+            fed as they are, in [0, 1].
+        seed: without meaning here.
+        labels: names of the classes.
+        device: `cpu`, or `cuda` where onnxruntime has it.
+
+    Raises:
+        OptionError: the extra or the device is missing, weights are given, or the file does not tell what it
+            is fed.
+        CheckpointError: no such file, or not an ONNX network.
+        InputError: it takes another size than `input` says.
+    """
+    path = Path(name)
+    if weights not in (None, "random"):
+        raise OptionError(f"{path}: an ONNX file holds its own weights: leave the weights out")
+    ort = need("onnxruntime", "onnx", path.name)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    kind, _, number = device.partition(":")
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
+    if provider not in ort.get_available_providers():
+        raise OptionError(f"onnxruntime has no {kind} here: use the cpu")
+    where = {"device_id": int(number or 0)} if kind == "cuda" else {}
+    try:
+        session = ort.InferenceSession(str(path), providers=[(provider, where)])
+    except Exception as error:  # of onnxruntime's own kinds
+        raise CheckpointError(
+            f"{path}: cannot be read as an ONNX network: {str(error).splitlines()[0][:160]}"
+        ) from error
+    given, shape = _clip_input(session, path)
+    fed = input or _read_off(shape, path)
+    takes = "x".join(str(n) if isinstance(n, int) else "?" for n in shape)
+    if given.type not in TYPES:
+        raise InputError(f"{path}: its input is {given.type}, which is not fed pixels")
+    if given.type == "tensor(uint8)" and fed.scale == 1:
+        fed = replace(fed, scale=255.0)
+    output = _score_output(session, path)
+    first = shape[0] if isinstance(shape[0], int) else None
+    run = Session(session.run, given.name, TYPES[given.type], output, first, takes)
+    black = torch.zeros(2, len(tuple(fed.bands)), fed.frames, *fed.spec().size)
+    score = Fed(run, fed.pack(), numpy=True)
+    model = BlackBox(score, fed.spec(), fed.output or "logits", labels, path.stem, str(path))
+    noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
+    scores = model(noise)
+    return replace(model, output=fed.output or kind_of(scores))
+
+
+def _clip_input(session: Any, path: Path) -> tuple[Any, list[Dimension]]:
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        names = ", ".join(i.name for i in inputs)
+        raise InputError(
+            f"{path}: it has {len(inputs)} inputs ({names}), and a clip is one: wrap it in a function with"
+            " tubelens.wrap_scorer"
+        )
+    return inputs[0], list(inputs[0].shape)
+
+
+def _score_output(session: Any, path: Path) -> str:
+    """The output that holds a row of scores a clip: the first with two dimensions, else the first."""
+    outputs = session.get_outputs()
+    flat = [o for o in outputs if len(o.shape or ()) == 2] or outputs
+    if not flat:
+        raise InputError(f"{path}: it has no output")
+    name: str = flat[0].name
+    return name
+
+
+def _read_off(shape: Sequence[Dimension], path: Path) -> Input:
+    """Frames, size and order of dimensions from the input's shape, where it tells them.
+
+    Raises:
+        OptionError: it does not.
+    """
+    asked = (
+        f"{path}: its input is {'x'.join(str(n) if isinstance(n, int) else '?' for n in shape)}, which does"
+        " not tell what it is fed: say so with --input, as in --input 'frames=16, size=112, axes=b c t h w'"
+    )
+    if len(shape) != 5:
+        raise OptionError(asked)
+    fits = []
+    for order in ORDERS:
+        sizes = dict(zip(order.split(), shape, strict=True))
+        if sizes["c"] in BANDS and all(isinstance(sizes[axis], int) for axis in "thw"):
+            fits.append((order, sizes))
+    if len(fits) != 1:
+        raise OptionError(asked)
+    order, sizes = fits[0]
+    frames, height, width, bands = (int(sizes[axis] or 0) for axis in "thwc")
+    return Input(frames=frames, size=(height, width), axes=order, bands=BANDS[bands])
