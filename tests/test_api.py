@@ -73,6 +73,7 @@ PUBLIC = [
     "load_model",
     "predict",
     "read_clip",
+    "two_stream",
     "wrap",
     "wrap_scorer",
 ]

@@ -51,6 +51,7 @@ from tubelens.store import load_explanation
 from tubelens.target import Contrast, Logit, Prob, Target
 from tubelens.video import read_clip
 from tubelens.zoo.form import Input
+from tubelens.zoo.two_stream import two_stream
 
 __all__ = [
     "FEM",
@@ -108,6 +109,7 @@ __all__ = [
     "load_model",
     "predict",
     "read_clip",
+    "two_stream",
     "wrap",
     "wrap_scorer",
 ]

@@ -1,7 +1,8 @@
-"""Optical flow between the frames of a clip, for windows that follow motion. Needs the extra `flow`."""
+"""Optical flow between the frames of a clip (Farnebäck, SCIA 2003, by OpenCV: the extra `flow`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,7 @@ SMALLEST = 8  # pixels; on less there is nothing to follow
 def flows(
     pixels: Float[Tensor, "c T H W"],
 ) -> tuple[Float[Tensor, "s 2 H W"], Float[Tensor, "s 2 H W"]]:
-    """Dense flow between neighbouring frames, both ways (Farnebäck, SCIA 2003, by OpenCV). Deterministic.
+    """Dense flow between neighbouring frames, both ways. Deterministic.
 
     Args:
         pixels: in [0, 1]; the mean over the bands is followed.
@@ -29,13 +30,34 @@ def flows(
     Raises:
         OptionError: OpenCV is not installed, or frames of less than 8 pixels a side.
     """
+    grey, between = _prepared(pixels)
+    pairs = list(pairwise(grey))
+    return _stacked([between(a, b) for a, b in pairs], pixels), _stacked(
+        [between(b, a) for a, b in pairs], pixels
+    )
+
+
+def forward_flow(pixels: Float[Tensor, "c T H W"]) -> Float[Tensor, "s 2 H W"]:
+    """The first of the two alone."""
+    grey, between = _prepared(pixels)
+    return _stacked([between(a, b) for a, b in pairwise(grey)], pixels)
+
+
+def _stacked(found: list[np.ndarray], pixels: Tensor) -> Float[Tensor, "s 2 H W"]:
+    _, _, height, width = pixels.shape
+    return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, 2, height, width)
+
+
+def _prepared(pixels: Tensor) -> tuple[np.ndarray, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """Grey frames, and what finds the flow between two of them."""
     try:
         import cv2
     except ImportError as error:
         raise OptionError(
-            'following motion needs OpenCV: pip install "tubelens[flow]", or use windows that stand still'
+            'optical flow needs OpenCV: pip install "tubelens[flow]", or for occlusion use windows that stand'
+            " still"
         ) from error
-    _, count, height, width = pixels.shape
+    _, _, height, width = pixels.shape
     if min(height, width) < SMALLEST:
         raise OptionError(
             f"optical flow needs frames of at least {SMALLEST}x{SMALLEST} pixels, not {height}x{width}"
@@ -49,8 +71,4 @@ def flows(
         )
         return np.ascontiguousarray(found[..., ::-1].transpose(2, 0, 1))
 
-    pairs = list(pairwise(grey))
-    shape = (count - 1, 2, height, width)
-    forward = np.stack([between(a, b) for a, b in pairs]) if pairs else np.zeros(shape, np.float32)
-    backward = np.stack([between(b, a) for a, b in pairs]) if pairs else np.zeros(shape, np.float32)
-    return torch.from_numpy(forward), torch.from_numpy(backward)
+    return grey, between

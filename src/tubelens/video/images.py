@@ -48,7 +48,8 @@ class FolderFrames:
             ]
         except OSError as error:
             raise VideoError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-        self.files = sorted((p for p in found if p.is_file()), key=natural)
+        pictures = [p for p in found if not p.name.startswith(("flow_x", "flow_y"))]  # flow beside frames
+        self.files = sorted((p for p in pictures or found if p.is_file()), key=natural)
         if not self.files:
             known = ", ".join(s[1:] for s in SUFFIXES)
             raise VideoError(

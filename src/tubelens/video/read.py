@@ -14,6 +14,7 @@ from torch import Tensor
 from tubelens.clip import Clip, Dense, Pad, Random, Segments, Uniform, plan
 from tubelens.errors import OptionError, nearest
 from tubelens.model import InputSpec
+from tubelens.video.flow import has_flow, read_flow
 from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.prepare import Prepare, Shape, after, source_of
 
@@ -83,9 +84,11 @@ def read_spec(
     """
     known = ("start", "stride", "frames", "seed", "pad", "fps")
     _check_names(options, known)
-    frames = int(options.pop("frames", spec.frames))
+    spec = replace(spec, frames=int(options.pop("frames", spec.frames)))
+    if has_flow(spec.bands) and isinstance(path, str | os.PathLike):
+        return read_flow(path, spec, sampling, **options)
     with open_video(path, options.pop("fps", None)) as video:
-        return _read(video, replace(spec, frames=frames), sampling, **options)
+        return _read(video, spec, sampling, **options)
 
 
 def _read(
