@@ -152,7 +152,7 @@ def _picked(
     name = "dense" if start and sampling in (None, "uniform") else sampling or spec.sampling
     if name in ("segments", "random") and start:
         raise OptionError(f"{name} sampling takes no start: use sampling='dense'")
-    how = plan(name, spec.frames, stride=stride, start=start, seed=seed, pad=pad)
+    how = plan(name, spec.frames, stride=stride, start=start, seed=seed, pad=pad, snippet=spec.snippet)
     if name == "windows":
         raise OptionError("windows are not one clip, and clips with optical flow are read one at a time")
     first = shown_at(every, start, video.fps, str(video.path or "the array")) if start else 0

@@ -112,8 +112,7 @@ def _read(
     if sampling == "segments" and stride is not None:
         raise OptionError("segments sampling takes no stride: use sampling='dense'")
     step = spec.stride_at(video.fps) if stride is None else stride
-    more: dict[str, Any] = {"snippet": spec.snippet} if spec.snippet != 1 else {}
-    how = plan(sampling, spec.frames, stride=step, start=start, seed=seed, pad=pad, **more)
+    how = plan(sampling, spec.frames, stride=step, start=start, seed=seed, pad=pad, snippet=spec.snippet)
     shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
     prepare = Prepare(shape, spec.bands, video)
     if isinstance(video, ArrayFrames):
