@@ -54,7 +54,7 @@ TRIVIAL = ("random order", "centre prior", "frame difference")
 
 def specs() -> dict[str, str]:
     """Name of a row -> the method; a row may also be named by the method itself."""
-    return {name: SMALLER.get(name, name) for name in METHODS} | EXTRA
+    return {name: SMALLER.get(name, name) for name in METHODS if name not in ("rollout", "chefer")} | EXTRA
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 
 NAMES = (
     *("upsampling", "tubes_cost", "cam_cost", "rise_cost", "rise_estimator"),
-    *("planted_table", "long_video"),
+    *("planted_table", "long_video", "models_cost"),
 )
 """`planted_methods` takes an hour and has a target of its own: `make bench-planted`."""
 

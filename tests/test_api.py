@@ -20,8 +20,10 @@ from tubelens.errors import InputError, LayerError, OptionError, TargetError
 PUBLIC = [
     "AblationCAM",
     "AtLeast",
+    "AttentionRollout",
     "BlackBox",
     "Budget",
+    "Chefer",
     "Clip",
     "Contrast",
     "EigenCAM",

@@ -22,13 +22,17 @@ from tests.test_tubes import Small
 from tests.test_untouched import assert_same, state
 from tubelens import methods as table
 from tubelens.errors import HeadError, InputError, LayerError, ScoreError
-from tubelens.methods import METHODS, method
+from tubelens.methods import METHODS as TABLE
+from tubelens.methods import method
 from tubelens.methods.protocol import FromCapture
 from tubelens.model import BlackBox, TorchModel
 from tubelens.running import Run
 from tubelens.target import Logit, Prob
 from tubelens.zoo.bundled import bundled
 
+ATTENTION = ("rollout", "chefer")
+"""Read transformers alone: held to this contract in `tests/test_attention*.py`."""
+METHODS = {name: entry for name, entry in TABLE.items() if name not in ATTENTION}
 EFFORT: dict[str, dict[str, Any]] = {
     "rise": {"n": 4, "cells": (2, 3, 3)},
     "scorecam": {"channels": 4},

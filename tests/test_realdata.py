@@ -167,9 +167,10 @@ def test_every_method_explains_a_real_clip(tmp_path: Path) -> None:
     path = real("clips", "ucf101_24", "v_Fencing_g01_c06.mp4")
     model = tl.load_model("bundled")
     clip = model.read(path, "dense", start=0.5)
-    ways = [method(name, **CHEAP.get(name, {})) for name in METHODS]
+    names = [m for m in METHODS if m not in ("rollout", "chefer")]  # of transformers alone
+    ways = [method(name, **CHEAP.get(name, {})) for name in names]
     rows = tl.explain_all(model, clip, ways, "top2")
-    for name, row in zip(METHODS, rows, strict=True):
+    for name, row in zip(names, rows, strict=True):
         assert len(row) == 2
         for why in row:
             assert bool(why.saliency.isfinite().all()), name

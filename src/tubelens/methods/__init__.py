@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tubelens.errors import OptionError, nearest
 from tubelens.methods.ablationcam import AblationCAM
+from tubelens.methods.attention import AttentionRollout, Chefer
 from tubelens.methods.cam import GradCAM, GradCAMpp, HiResCAM, LayerCAM, XGradCAM
 from tubelens.methods.eigen import FEM, EigenCAM
 from tubelens.methods.extremal import Extremal
@@ -34,6 +35,8 @@ __all__ = [
     "SIDU",
     "SWAG",
     "AblationCAM",
+    "AttentionRollout",
+    "Chefer",
     "EigenCAM",
     "Entry",
     "Extremal",
@@ -96,6 +99,9 @@ METHODS: dict[str, Entry] = {
     "ablationcam": Entry(AblationCAM, "1 F + C F_h", "Desai and Ramaswamy, WACV 2020"),
     "scorecam": Entry(ScoreCAM, "(1 + C) F", "Wang et al., CVPR Workshops 2020"),
     "pyramid": Entry(Pyramid, "1 F", "Stergiou et al., Class Feature Pyramids, ICCV Workshops 2019"),
+    # attention of a transformer
+    "rollout": Entry(AttentionRollout, "1 F", "Abnar and Zuidema, ACL 2020"),
+    "chefer": Entry(Chefer, "1 F + 1 B_h", "Chefer et al., ICCV 2021"),
     # perturbations of the clip
     "rise": Entry(RISE, "(1 + n) F", "Petsiuk et al., BMVC 2018"),
     "sidu": Entry(SIDU, "(1 + C) F", "Muddamsetty et al., ICIP 2020"),
