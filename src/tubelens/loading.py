@@ -19,7 +19,7 @@ from tubelens.capture import default_layer, layers
 from tubelens.errors import InputError, OptionError, TubelensError, nearest
 from tubelens.layout import Layout
 from tubelens.model import BlackBox, Model, TorchModel, same
-from tubelens.zoo import files
+from tubelens.zoo import files, keras_network
 from tubelens.zoo.checkpoint import fit, read_checkpoint
 from tubelens.zoo.form import Fed, Input, kind_of
 
@@ -122,6 +122,11 @@ def wrap(
         InputError: the network does not take such a clip.
         LayerError: no layer with time and space is found, or the one named does not exist.
     """
+    if keras_network.is_model(module):
+        if layout is not None or pack is not None or unpack is not same:
+            raise OptionError("a Keras model is wrapped by its `input`, `labels`, `layer` and `name` alone")
+        given = _input(input, fields, "wrap") if input is not None or fields else None
+        return keras_network.wrap(module, input=given, labels=labels, layer=layer, name=name)
     fed = _input(input, fields, "wrap")
     model = TorchModel(
         module=module,
