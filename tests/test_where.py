@@ -100,6 +100,20 @@ def test_pack_geometry_is_included():
     assert centres(gathered, "t") == [1, 4, 7]
 
 
+def test_joined_channels_count_by_their_number():
+    """Three channels from every even frame and one from the odd ones: three parts of four from the even."""
+    layout = follow(lambda x: torch.cat([x[:, :, ::2], x[:, :1, 1::2]], 1), (1, 3, 8, 5, 6))
+    assert centres(layout, "t") == pytest.approx([0.25, 2.25, 4.25, 6.25])
+    assert centres(layout, "h") == [0, 1, 2, 3, 4]
+
+
+def test_beyond_picked_frames_it_goes_on_in_their_steps():
+    def every_third(x: Tensor) -> Tensor:
+        return F.pad(x.index_select(2, torch.tensor([1, 4, 7])), (0, 0, 0, 0, 1, 1))
+
+    assert centres(follow(every_third, (1, 3, 8, 5, 6)), "t") == [-2, 1, 4, 7, 10]
+
+
 def test_what_mixes_all_places_has_no_layout():
     assert follow(lambda x: x.mean(dim=(3, 4)), (1, 3, 4, 5, 6)) is None
     assert follow(lambda x: x.flatten(2) @ torch.ones(120, 120), (1, 3, 4, 5, 6)) is None

@@ -15,8 +15,9 @@ from torchvision.models import get_model, get_model_weights
 from tubelens import zoo
 from tubelens.errors import CheckpointError, InputError, OptionError
 from tubelens.loading import load_model
+from tubelens.zoo import torchvision_video
 
-NAMES = [name for name in zoo.MODELS if name != "bundled"]
+NAMES = [recipe.name for recipe in torchvision_video.RECIPES]
 
 
 @pytest.fixture(scope="session")

@@ -104,17 +104,26 @@ def elementwise(call: Call) -> Dims | None:
     return tuple(reversed(dims)) if any(kept >= roles for roles in given_roles) else None
 
 
-def mean(dims: list[Dim]) -> Dim:
-    """One dimension out of several that are joined: the mean of the centres of those laid out alike."""
+def mean(dims: list[Dim], weights: Sequence[float] = ()) -> Dim:
+    """One dimension out of several that are joined: the mean of the centres of those laid out alike.
+
+    Args:
+        dims: what is joined.
+        weights: of each in the mean; none: equal ones.
+    """
     first = dims[0]
     if all(dim == first for dim in dims[1:]):
         return first
-    alike = [d for d in dims if [(a.role, a.size) for a in d] == [(a.role, a.size) for a in first]]
+    layout = [(a.role, a.size) for a in first]
+    shares = weights or [1.0] * len(dims)
+    alike = [(d, s) for d, s in zip(dims, shares, strict=True) if [(a.role, a.size) for a in d] == layout]
+    total = sum(share for _, share in alike)
     return tuple(
-        replace(axis, centres=tuple(map(_average, zip(*(d[i].centres for d in alike), strict=True))))
+        replace(
+            axis,
+            centres=tuple(
+                sum(d[i].centres[j] * share for d, share in alike) / total for j in range(len(axis.centres))
+            ),
+        )
         for i, axis in enumerate(first)
     )
-
-
-def _average(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tubelens.axes import Axis, Call, Dim, Dims, length, mean, plain, single
 
+FRAME = "frame"  # role of a time axis of which one index was taken
+
 
 def _window(call: Call, kernel: Any, stride: Any, padding: Any, dilation: Any, channels: Dim) -> Dims | None:
     dims = call.dims
@@ -96,8 +98,10 @@ def _cat(call: Call) -> Dims | None:
     for place in range(call.out.ndim):
         here = [r[place] for r in given]
         if place != dim:
-            marked = [d for d in here if any(a.role for a in d)]
-            out.append(mean(marked) if marked else plain(call.out.shape[place]))
+            # more channels from one origin count more
+            marked = [(d, length(r[dim])) for d, r in zip(here, given, strict=True) if any(a.role for a in d)]
+            ways, shares = [d for d, _ in marked], [share for _, share in marked]
+            out.append(mean(ways, shares) if marked else plain(call.out.shape[place]))
             continue
         axes = [single(d) for d in here]
         if len(given) == len(tensors) and all(axes):
@@ -110,11 +114,28 @@ def _cat(call: Call) -> Dims | None:
 
 
 def _stack(call: Call) -> Dims | None:
+    """Frames that were taken out one by one (see `_taken`) make up the time axis again."""
     tensors, dim = list(call.args[0]), call.arg(1, "dim", 0) % call.out.ndim
     given = [r for t in tensors if (r := call.record(t)) is not None]
-    dims = list(given[0])
-    dims.insert(dim, plain(len(tensors)))
+    frames = [axis for record in given for d in record for axis in d if axis.role == FRAME]
+    dims, new = list(given[0]), plain(len(tensors))
+    if len(frames) == len(tensors):
+        centres = tuple(frame.centres[0] for frame in frames)
+        new = (Axis("t", len(frames), centres, frames[0].step),)
+        dims = [tuple(axis for axis in d if axis.role != FRAME) for d in dims]
+    dims.insert(dim, new)
     return tuple(dims)
+
+
+def _taken(dims: Dims, dim: int, index: int) -> Dims:
+    """Without a dimension; a frame taken by itself is remembered beside the batch."""
+    rest = [*dims[:dim], *dims[dim + 1 :]]
+    axis = single(dims[dim])
+    batch = next((i for i, d in enumerate(rest) if any(a.role == "b" for a in d)), None)
+    if axis is not None and axis.role == "t" and batch is not None:
+        frame = Axis(FRAME, 1, (axis.at(index % axis.size),), axis.step)
+        rest[batch] = (frame, *rest[batch])
+    return tuple(rest)
 
 
 def _permute(call: Call) -> Dims | None:
@@ -211,15 +232,15 @@ def _select(call: Call) -> Dims | None:
     dims = call.dims
     if dims is None:
         return None
-    dim = call.args[1] % len(dims)
-    return (*dims[:dim], *dims[dim + 1 :])
+    return _taken(dims, call.args[1] % len(dims), call.args[2])
 
 
 def _gather_along(dims: Dims, dim: int, index: Tensor) -> Dims | None:
     axis = single(dims[dim])
     n = index.numel()
-    wanted = [i % axis.size for i in index.tolist()] if axis else []
-    new: Dim = (axis.picked(wanted),) if axis and index.ndim == 1 else plain(n)
+    wanted = [i % axis.size for i in index.flatten().tolist()] if axis else []
+    stride = (wanted[-1] - wanted[0]) / (n - 1) if len(wanted) > 1 else 1.0
+    new: Dim = (axis.picked(wanted, stride),) if axis and index.ndim == 1 else plain(n)
     return (*dims[:dim], new, *dims[dim + 1 :])
 
 
@@ -301,8 +322,7 @@ def _unbind(call: Call) -> Dims | None:
     dims = call.dims
     if dims is None:
         return None
-    dim = call.arg(1, "dim", 0) % len(dims)
-    return (*dims[:dim], *dims[dim + 1 :])
+    return _taken(dims, call.arg(1, "dim", 0) % len(dims), call.number)
 
 
 def _expand(call: Call) -> Dims | None:
@@ -368,6 +388,8 @@ RULES: dict[str, Callable[[Call], Dims | None]] = {
     "flip": _flip,
     "rot90": _rot90,
     "constant_pad_nd": _pad,
+    "replication_pad2d": _pad,
+    "replication_pad3d": _pad,
     "split": _split,
     "split_with_sizes": _split,
     "unbind": _unbind,

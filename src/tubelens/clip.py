@@ -302,5 +302,5 @@ def plan(
 
 
 READERS: dict[str, Callable[..., Any]] = {}
-"""Filled by `tubelens.video`: `"clip"` reads one clip, `"windows"` and `"views"` stream several. A model reads through this
-table, so that it need not import an edge."""
+"""Filled by `tubelens.video`: `"clip"` reads one clip, `"windows"` and `"views"` stream several. A model
+reads through this table, so that it need not import an edge."""

@@ -57,6 +57,8 @@ def layers(model: TorchModel, clips: Float[Tensor, "b c t h w"]) -> list[LayerIn
         layout = model.layout(name, clips.shape) or where.layout(tensor)
         if layout is not None:
             serial = serials.setdefault(tensor, next(fresh))
+            if name != model.layer and found.get(model.layer or "", (None,))[0] == serial:
+                return  # the model names the inner one
             for other in [n for n, (key, _) in found.items() if key == serial or n == name]:
                 del found[other]
             found[name] = (serial, LayerInfo(name, type(module).__name__, tuple(tensor.shape), layout))

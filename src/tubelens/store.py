@@ -44,7 +44,9 @@ def save_explanation(explanation: Explanation, path: str | Path, **options: Any)
             tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
     source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
     header = {
-        "parts": [{"span": part.span, "weight": part.weight, "area": part.area} for part in explanation.parts],
+        "parts": [
+            {"span": part.span, "weight": part.weight, "area": part.area} for part in explanation.parts
+        ],
         "size": explanation.size,
         "source": source,
         "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},

@@ -129,7 +129,8 @@ def test_parse_reads_words_and_toml(tmp_path: Path):
     assert Input.parse(words) == want
     file = tmp_path / "in.toml"
     file.write_text(
-        'frames = 20\nsize = [64, 48]\naxes = "b t h w c"\nbands = "B G R"\nmean = [0.1, 0.2, 0.3]\nzscore=true\n'
+        'frames = 20\nsize = [64, 48]\naxes = "b t h w c"\nbands = "B G R"\n'
+        "mean = [0.1, 0.2, 0.3]\nzscore = true\n"
     )
     assert Input.parse(str(file)) == want
     assert Input.parse("axes=b (t c) h w").axes == "b (t c) h w"

@@ -10,7 +10,20 @@ from torch import Tensor, nn
 
 from tubelens.errors import CheckpointError, OptionError, nearest
 from tubelens.model import TorchModel
-from tubelens.zoo import bundled, torchvision_video
+from tubelens.zoo import (
+    bundled,
+    c3d,
+    hara_densenet,
+    hara_resnet,
+    i3d,
+    mfnet,
+    pan,
+    pytorchvideo_hub,
+    torchvision_transformers,
+    torchvision_video,
+    transformers_video,
+    tsm,
+)
 from tubelens.zoo.checkpoint import fit, read_checkpoint
 from tubelens.zoo.recipe import EXACT, Normalise, Pack, Recipe, Style
 
@@ -30,7 +43,21 @@ BUNDLED = Recipe(
     fetch=bundled.fetch,
     identify=bundled.identify,
 )
-MODELS: dict[str, Recipe] = {recipe.name: recipe for recipe in (BUNDLED, *torchvision_video.RECIPES)}
+FAMILIES: tuple[tuple[Recipe, ...], ...] = (
+    (BUNDLED,),
+    torchvision_video.RECIPES,
+    torchvision_transformers.RECIPES,
+    mfnet.RECIPES,
+    hara_resnet.RECIPES,
+    hara_densenet.RECIPES,
+    i3d.RECIPES,
+    c3d.RECIPES,
+    tsm.RECIPES,
+    pan.RECIPES,
+    pytorchvideo_hub.RECIPES,
+    transformers_video.RECIPES,
+)
+MODELS: dict[str, Recipe] = {recipe.name: recipe for family in FAMILIES for recipe in family}
 
 
 def load(
@@ -64,6 +91,9 @@ def load(
         weights = recipe.official[0]
     if weights is None:
         raise OptionError(f"say which weights {name} shall have: {_choices(recipe)}")
+    whole = recipe.extra == transformers_video.EXTRA and weights != "random"
+    if whole and transformers_video.is_checkpoint(weights):
+        return transformers_video.load(weights, seed=seed, labels=labels, device=device, family=name)
     known: Sequence[str] | None = None
     verified, style = "", None
     if weights == "random":
@@ -107,7 +137,8 @@ def load(
 
 
 def _choices(recipe: Recipe) -> str:
-    return ", ".join([*recipe.official, "a weights file", "or 'random'"])
+    folder = ["a folder", "hf:OWNER/NAME"] if recipe.extra == transformers_video.EXTRA else []
+    return ", ".join([*recipe.official, *folder, "a weights file", "or 'random'"])
 
 
 def _is_file(weights: str | Path) -> bool:

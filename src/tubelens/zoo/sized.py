@@ -1,0 +1,53 @@
+"""Networks that take clips of some sizes only: refused before the forward, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelens.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A `pack` that first looks at the size of the clips.
+
+    A network may refuse a wrong size with an obscure message, or not at all: the positions of a transformer
+    may be as many as those of a clip of another shape, and are then mixed up.
+
+    Attributes:
+        pack: what the clips then go through.
+        frames: that the network takes, or at least takes.
+        side: rows and columns, likewise.
+        who: the network, for the message.
+        why: it takes no others, for the message.
+        exact: along which axes no other size will do: `""`, `"t"` or `"thw"`.
+    """
+
+    pack: Callable[[Tensor], Any]
+    frames: int
+    side: int
+    who: str
+    why: str
+    exact: str = ""
+
+    def __call__(self, clips: Float[Tensor, "b c t h w"]) -> Any:
+        """The network's input.
+
+        Raises:
+            InputError: it does not take clips of this size.
+        """
+        t, h, w = clips.shape[2:]
+        long = t == self.frames if "t" in self.exact else t >= self.frames
+        large = h == w == self.side if "h" in self.exact else min(h, w) >= self.side
+        if not (long and large):
+            frames, side = ("" if axis in self.exact else "at least " for axis in "th")
+            raise InputError(
+                f"{self.who} takes clips of {frames}{self.frames} frames of {side}{self.side} x {self.side}"
+                f" pixels ({self.why}), not of {t} frames of {h} x {w}"
+            )
+        return self.pack(clips)
