@@ -67,6 +67,7 @@ PUBLIC = [
     "TubelensError",
     "Tubes",
     "XGradCAM",
+    "agreement",
     "draw",
     "explain",
     "explain_all",

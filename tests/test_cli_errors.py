@@ -149,7 +149,7 @@ TARGETS = {
     "layer without place": Case(f"explain good.mp4 --layer head {MP4}", ("layer 'head'", "tubelens layers")),
     "head not affine": Case(
         "explain good.mp4 --model nets.py:pooled_by_max --out OUT.mp4",
-        ("affine", "that of Net is not", "Grad-CAM or RISE"),
+        ("affine", "that of Net is not", "such as gradcam or rise"),
     ),
     "head not affine from there": Case(
         f"explain good.mp4 --layer body.0 {MP4}", ("affine from layer 'body.0' on", "tubelens layers")

@@ -10,14 +10,14 @@ from tubelens.render import colour
 from tubelens.render.caption import (
     Caption,
     _arranged,
-    _font,
-    _pad,
     caption_of,
     clock,
     draw_bar,
     draw_strip,
+    padding,
     probability,
     strip_rows,
+    typeface,
 )
 
 LONG = Caption("playing a very long wind instrument in the street", 0.62, ("kayaking in white water", 0.31))
@@ -57,9 +57,11 @@ def test_captions_fit_inside_the_frame(size):
         letters, lines, timed = found
         assert letters >= 8
         for number, runs in enumerate(lines):
-            wide = 2 * _pad(letters) + sum(_font(letters, bold).getlength(text) for text, bold, _ in runs)
+            wide = 2 * padding(letters) + sum(
+                typeface(letters, bold).getlength(text) for text, bold, _ in runs
+            )
             if timed and number == 0:
-                wide += _font(letters, False).getlength("12.34 s")
+                wide += typeface(letters, False).getlength("12.34 s")
             assert wide <= w + 1e-6
         frame = np.zeros((h, w, 3), np.uint8)
         rows = draw_bar(frame, caption, 12.34)

@@ -9,6 +9,7 @@ why.save("why.mp4")
 """
 
 from tubelens import render, store, video
+from tubelens.agreement import agreement
 from tubelens.api import explain, explain_all, predict
 from tubelens.capture import layers
 from tubelens.clip import Clip, Source
@@ -105,6 +106,7 @@ __all__ = [
     "TubelensError",
     "Tubes",
     "XGradCAM",
+    "agreement",
     "draw",
     "explain",
     "explain_all",

@@ -50,6 +50,28 @@ def make():
     return made(Net(), labels=LABELS)
 
 
+def other():
+    torch.manual_seed(5)
+    net = Net().eval()
+    for p in net.parameters():
+        p.data.copy_(torch.randn(p.shape) * 0.5)
+    return tl.wrap(net, frames=6, size=(16, 32), labels=LABELS, sampling="segments", name="other")
+
+
+class Flat(Net):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv3d(3, 3, 3, padding=1, stride=(2, 1, 1))
+        self.body = nn.Sequential(nn.Conv3d(3, 6, (4, 3, 3), (4, 4, 4), padding=(0, 1, 1)), nn.ReLU())
+
+    def forward(self, x):
+        return super().forward(self.stem(x))
+
+
+def flat():
+    return made(Flat(), labels=LABELS)
+
+
 def unnamed():
     return made(Net())
 
@@ -152,7 +174,21 @@ not_a_function = 3
 """
 TINY = ("--model", "nets.py:make")
 SCHEMA = {
-    *("video", "method", "target", "score", "prob", "predicted", "layer", "grid", "padded", "facts"),
+    *(
+        "video",
+        "model",
+        "weights",
+        "agreement",
+        "method",
+        "target",
+        "score",
+        "prob",
+        "predicted",
+        "layer",
+        "grid",
+        "padded",
+        "facts",
+    ),
     *("forwards", "backwards", "precision", "seed", "notes", "seconds", "out"),
 }
 

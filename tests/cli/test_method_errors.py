@@ -34,7 +34,7 @@ CASES = {
         ("--model", "nets.py:deaf", "--method", "saliency"), ("gradient", "zero")
     ),
     "no affine head": Case(
-        ("--model", "nets.py:pooled_by_max", "--method", "tubes"), ("affine", "Grad-CAM or RISE")
+        ("--model", "nets.py:pooled_by_max", "--method", "tubes"), ("affine", "such as gradcam or rise")
     ),
     "budget of nothing": Case(("--budget", "0"), ("a budget is a positive number", "not '0'")),
     "budget of no time": Case(("--budget", "0s"), ("a budget is a positive number", "not '0s'")),

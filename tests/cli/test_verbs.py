@@ -53,17 +53,6 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 # ── what there is ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_models() -> None:
-    names = ["bundled", "r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
-    table = done("models").out
-    assert all(re.search(rf"^ *{name} ", table, re.M) for name in names)
-    entries = done("models", "--json").json
-    assert [entry["name"] for entry in entries] == names
-    r3d = entries[1]
-    assert (r3d["frames"], r3d["size"], r3d["classes"], r3d["layer"]) == (16, [112, 112], 400, "layer4")
-    assert r3d["weights"] == ["KINETICS400_V1"]
-
-
 def test_methods() -> None:
     assert re.search(r"^ *tubes +layers +1 F \+ 1 B_h", done("methods").out, re.M)
     (entry,) = [e for e in done("methods", "--json").json if e["name"] == "tubes"]

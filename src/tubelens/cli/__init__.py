@@ -18,6 +18,7 @@ import tyro
 
 from tubelens.cli import explain, inspect
 from tubelens.cli.demo import Demo
+from tubelens.cli.models import Models
 from tubelens.cli.pyramid import Pyramid
 from tubelens.errors import OptionError, TubelensError, nearest
 from tubelens.model import is_out_of_memory
@@ -29,7 +30,7 @@ VERBS: dict[str, type[Any]] = {
     "pyramid": Pyramid,
     "frames": inspect.Frames,
     "layers": inspect.Layers,
-    "models": inspect.Models,
+    "models": Models,
     "methods": inspect.Methods,
 }
 

@@ -1,9 +1,10 @@
-"""`tubelens explain`: videos x methods x targets to drawings and numbers."""
+"""`tubelens explain`: videos x networks x methods x targets to drawings and numbers."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,16 +13,18 @@ import tyro
 
 from tubelens.api import OVER_WINDOWS, explain_all
 from tubelens.budget import cost, in_forwards, one_forward
-from tubelens.cli.options import chosen, numbered
-from tubelens.cli.show import duration, note, print_json, print_table, progress, read_labels
-from tubelens.clip import Clip, Pad
-from tubelens.errors import OptionError, TubelensError
+from tubelens.cli.notes import Finer
+from tubelens.cli.options import Loading, Sampled, SeveralNetworks, chosen, numbered, too_short
+from tubelens.cli.results import Shown, agreement_rows, compare, report, result
+from tubelens.cli.show import duration, note, print_json, progress
+from tubelens.clip import Clip
+from tubelens.errors import OptionError, TubelensError, VideoError
 from tubelens.explanation import WRITERS, Explanation
-from tubelens.loading import load_model
 from tubelens.methods import short_name
 from tubelens.methods.select import Strongest
 from tubelens.model import Model
 from tubelens.render import draw
+from tubelens.render.arrange import network_names
 from tubelens.render.compose import look
 from tubelens.running import Budget, Precision, Run
 from tubelens.video import ClipWindows
@@ -34,13 +37,30 @@ LONG = 10.0
 """Seconds from which on the cost is announced."""
 
 
+Rows = list[list[Explanation]]
+"""Of one network and one video: a row a method, a column a target."""
+
+
 @dataclass
-class Explain:
+class Network:
+    """A network that was loaded, and what it is called among the others."""
+
+    model: Model
+    title: str
+
+
+@dataclass
+class Explain(Sampled, Loading, SeveralNetworks):
     """Show where and when the model looked, drawn on the video.
 
     Example: tubelens explain v.mp4 --model r3d_18 --weights KINETICS400_V1 --target archery --out why.mp4
 
     Example: tubelens explain v.mp4 --method tubes gradcam "rise(n=500)" --out methods.mp4
+
+    Example: tubelens explain v.mp4 --model r3d_18 mc3_18 --weights random --target 3 7 --out networks.png
+
+    Several networks are drawn together, a row a network and a column a target, each having read the video as
+    it was trained to; below the results stands how far their maps agree (Spearman's rank correlation).
 
     Cost: what `tubelens methods` tells, whatever the number of targets; methods that read a layer share one
     forward (two a window with --sampling windows and no --target). More than ten seconds are announced.
@@ -48,12 +68,6 @@ class Explain:
 
     videos: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="VIDEO...")]
     """Video files, GIFs or folders of frames."""
-    model: str = "bundled"
-    """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
-    weights: str | None = None
-    """An official name, a file, or random."""
-    labels: str | None = None
-    """Text file with the class names, one a line."""
     method: tuple[str, ...] = ("tubes",)
     """Methods, by name, with options in brackets if wanted; several are drawn together."""
     target: tuple[str, ...] = ()
@@ -79,57 +93,80 @@ class Explain:
     colormap: str | None = None
     """Any matplotlib colour map."""
     beside: bool = False
-    """Original at the left, and all targets side by side in one picture."""
+    """Original at the left, and all targets side by side in one picture (as with several networks anyway)."""
     apart: bool = False
     """Several methods each in a picture of its own."""
     plain: bool = False
     """No caption and no strip of heat over time."""
-    sampling: Literal["uniform", "dense", "segments", "random", "windows"] = "uniform"
-    """Which frames: spread over the video, a dense run, one a segment, a random run, or all in windows."""
-    start: float = 0.0
-    """Seconds at which a dense run or the windows begin."""
-    stride: int | None = None
-    """Frames from one sampled frame to the next; default the one the network was trained with."""
-    frames: int | None = None
-    """Clip length, if not the network's own."""
+    sampling: Literal["uniform", "dense", "segments", "random", "windows"] | None = None
+    """Which frames: spread over the video, a dense run, one a segment, a random run, or all in windows;
+    default as the network's recipe does."""
     overlap: float = 0.5
     """Share of a window that the next one covers again."""
-    pad: Pad = "clamp"
-    """What fills a clip when the video is too short: the last frame again, or black."""
-    seed: int = 0
-    """Of random weights, random sampling, and methods that draw."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
     """Show the traceback of an error."""
 
     def run(self) -> int:
-        """Explain every video; one that fails is reported and the rest goes on."""
+        """Explain every video; a video or a network that fails is reported and the rest goes on."""
         self._check()
-        model = load_model(
-            self.model, self.weights, seed=self.seed, labels=read_labels(self.labels), device=self.device
-        )
+        networks, code = self._load()
         methods = chosen(self.method, self._options(), self.seed)
         results: list[dict[str, Any]] = []
-        code = 0
+        compared: list[list[str]] = []
         for video, stem in zip(self.videos, _stems(self.videos), strict=True):
             try:
-                results += self._explain_one(model, methods, video, stem)
+                found, failed = self._explain(networks, methods, video)
+                written, agreed = self._write(found, stem, video)
+                results += written
+                compared += agreed
+                code = max(code, failed)
             except TubelensError as error:
                 if len(self.videos) == 1 or self.debug:
                     raise
                 print(f"tubelens: {error}", file=sys.stderr)
                 code = max(code, error.exit_code)
-        self._report(model, results)
+        if self.json and networks:
+            print_json(results)
+        elif results:
+            several = len(self.model) > 1
+            title = "" if several else f"{networks[0].model.name}, weights {networks[0].model.weights}"
+            report(title, several, results, compared)
         return code
+
+    def _load(self) -> tuple[list[Network], int]:
+        """The networks that could be loaded, and the exit code of those that could not."""
+        models, code = [], 0
+        for name, weights, fed, labels in self.networks():
+            try:
+                models.append(self.load(name, weights, fed, labels))
+            except TubelensError as error:
+                code = max(code, self._failed(name, error))
+        titles = numbered(network_names([(m.name, m.weights) for m in models]))
+        return [Network(model, title) for model, title in zip(models, titles, strict=True)], code
+
+    def _failed(self, network: str, error: TubelensError) -> int:
+        """Report a network that failed among several, and give the exit code; with one network, raise."""
+        if len(self.model) == 1 or self.debug:
+            raise error
+        said = str(error)
+        print(f"tubelens: {said if network in said else f'{network}: {said}'}", file=sys.stderr)
+        return error.exit_code
 
     def _check(self) -> None:
         if not self.videos:
-            raise OptionError("explain: name at least one VIDEO (`tubelens explain --help` has an example)")
+            given = (*self.model, *self.weights, *self.target, *self.method)
+            late = next(
+                (f": {g} was taken for a value of the option before it" for g in given if _film(g)), ""
+            )
+            raise OptionError(
+                f"explain: name at least one VIDEO, before the options{late}"
+                " (`tubelens explain --help` has an example)"
+            )
         if not self.method:
             raise OptionError("--method needs at least one name (`tubelens methods` lists them)")
+        several = len(self.networks()) > 1
         if self.batch is not None and self.batch < 1:
             raise OptionError(f"--batch must be at least 1, not {self.batch}")
         if self.budget is not None:
@@ -142,9 +179,9 @@ class Explain:
         suffix = Path(self.out).suffix.lower()
         folder = not suffix or Path(self.out).is_dir()
         numbers = "safetensors" in self.format if folder else suffix == ".safetensors"
-        if numbers and self.beside and self._several():
+        if numbers and self.beside and (several or self._several()):
             raise OptionError(
-                "--beside draws several targets in one picture, but safetensors holds the numbers of one:"
+                "--beside draws several in one picture, but safetensors holds the numbers of one:"
                 " leave one of the two out"
             )
         if folder:
@@ -153,10 +190,11 @@ class Explain:
             known = ", ".join(sorted(s for s in WRITERS if s))
             raise OptionError(f"--out {self.out}: unknown suffix {suffix!r}: use one of {known}, or a folder")
         together = len(self.method) == 1 or not (self.apart or numbers)
-        if len(self.videos) > 1 or not together or (self._several() and not self.beside):
+        targets = self._several() and not (self.beside or (several and not numbers))
+        if len(self.videos) > 1 or not together or targets or (several and numbers):
             raise OptionError(
                 f"--out {self.out}: one file holds one video and one target, and numbers or --apart one"
-                " method: give a folder, or --beside for several targets in one picture"
+                " method and network: give a folder, or --beside for several targets in one picture"
             )
 
     def _options(self) -> dict[str, Any]:
@@ -172,31 +210,49 @@ class Explain:
         return len(self.target) > 1 or any(top is not None and int(top[1]) > 1 for top in tops)
 
     def _read(self, model: Model, video: str) -> Clip | ClipWindows:
-        options: dict[str, Any] = {"stride": self.stride, "frames": self.frames, "pad": self.pad}
-        options = {key: value for key, value in options.items() if value is not None}
         if self.sampling == "windows":
-            windows: ClipWindows = model.windows(video, start=self.start, overlap=self.overlap, **options)
+            windows: ClipWindows = model.windows(
+                video, start=self.start, overlap=self.overlap, **self.given()
+            )
+            too_short(video, windows)
             return windows
-        return model.read(video, self.sampling, start=self.start, seed=self.seed, **options)
+        return self.clip(model, video, self.sampling, self.seed)
 
-    def _explain_one(self, model: Model, methods: list[Any], video: str, stem: str) -> list[dict[str, Any]]:
+    def _explain(
+        self, networks: list[Network], methods: list[Any], video: str
+    ) -> tuple[list[tuple[Network, Rows]], int]:
+        """What each network saw; a network that fails is left out, and gives the exit code."""
+        found, code = [], 0
+        for network in networks:
+            try:
+                found.append((network, self._explain_one(network, methods, video)))
+            except VideoError:  # no fault of the network
+                raise
+            except TubelensError as error:
+                code = max(code, self._failed(network.title, error))
+        return found, code
+
+    def _explain_one(self, network: Network, methods: list[Any], video: str) -> Rows:
+        model = network.model
         clip = self._read(model, video)
-        if clip.source.padded:
-            note(f"{video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
         wanted = list(self.target) if self.target else None
-        self._announce(model, clip, methods)
-        with progress(f"explaining {Path(video).name}") as tick:
+        self._announce(network, clip, methods)
+        among = f" by {network.title}" if len(self.model) > 1 else ""
+        with progress(f"explaining {Path(video).name}{among}") as tick:
             run = Run(self.batch, self.precision, tick)
             found = explain_all(model, clip, methods, wanted, budget=self.budget, run=run)
-        if self.sampling == "random":
+        finer = Finer()
+        found = [[finer.noted(model, e) for e in row] for row in found]
+        if self.sampling == "random" or (self.sampling is None and model.spec.sampling == "random"):
             found = [[_seeded(e, self.seed) for e in row] for row in found]
         for line in dict.fromkeys(n for row in found for e in row for n in e.provenance.notes):
             if line != OVER_WINDOWS:  # true of all, and no surprise
-                note(line)
-        return self._write(found, stem, video)
+                note(f"{network.title}: {line}" if len(self.model) > 1 else line)
+        return found
 
-    def _announce(self, model: Model, clip: Clip | ClipWindows, methods: list[Any]) -> None:
+    def _announce(self, network: Network, clip: Clip | ClipWindows, methods: list[Any]) -> None:
         """What more than ten seconds of work will take, before it starts."""
+        model = network.model
         one = next(iter(clip))[1] if isinstance(clip, ClipWindows) else clip
         passes = cost(methods, model, one)
         count = in_forwards(passes) * (len(clip) if isinstance(clip, ClipWindows) else 1)
@@ -205,38 +261,55 @@ class Explain:
         each = one_forward(model, one)
         if count * each > LONG:
             note(
-                f"about {count:,} forwards of {each * 1e3:.0f} ms: about {duration(count * each)}"
+                (f"{network.title}: " if len(self.model) > 1 else "")
+                + f"about {count:,} forwards of {each * 1e3:.0f} ms: about {duration(count * each)}"
                 " (--budget sets a limit)"
             )
 
-    def _write(self, found: list[list[Explanation]], stem: str, video: str) -> list[dict[str, Any]]:
-        """Files and results, group by group: what one picture shows together."""
-        titles = numbered([short_name(row[0].provenance.method) for row in found])
-        rows = [[(title, e) for e in row] for title, row in zip(titles, found, strict=True)]
-        if len(rows) > 1 and not self.apart:
+    def _write(
+        self, found: list[tuple[Network, Rows]], stem: str, video: str
+    ) -> tuple[list[dict[str, Any]], list[list[str]]]:
+        """Files and results, group by group (what one picture shows together), and how the maps agree."""
+        if not found:
+            return [], []
+        titles = numbered([short_name(row[0].provenance.method) for row in found[0][1]])
+        rows = [
+            [Shown(network.title, title, column, e) for column, e in enumerate(row)]
+            for network, made in found
+            for title, row in zip(titles, made, strict=True)
+        ]
+        every = [shown for row in rows for shown in row]
+        if len(self.model) > 1:
+            ways = titles if self.apart else [None]
+            groups = [[s for s in every if way in (None, s.method)] for way in ways]
+        elif len(rows) > 1 and not self.apart:
             groups = [list(column) for column in zip(*rows, strict=True)]
         else:
-            groups = [[pair] for row in rows for pair in row]
-        if self.beside:
-            groups = rows if self.apart else [[pair for row in rows for pair in row]]
+            groups = [[shown] for shown in every]
+        if self.beside and len(self.model) == 1:
+            groups = rows if self.apart else [every]
+        compared = compare(every)
         results = []
         for group in groups:
-            paths = [str(path) for kind in self._kinds() for path in self._draw(group, stem, kind)]
-            results += [self._result(e, video, title, paths) for title, e in group]
-        return results
+            paths: dict[Shown, list[str]] = {shown: [] for shown in group}
+            for kind in self._kinds():
+                for shown, path in self._draw(group, stem, kind):
+                    paths[shown].append(str(path))
+            results += [result(shown, video, paths[shown], compared[shown]) for shown in group]
+        return results, agreement_rows(video, compared)
 
     def _kinds(self) -> tuple[str, ...]:
         out = Path(self.out)
         return (out.suffix.lower()[1:],) if out.suffix and not out.is_dir() else self.format
 
-    def _draw(self, group: list[tuple[str, Explanation]], stem: str, kind: str) -> list[Path]:
+    def _draw(self, group: list[Shown], stem: str, kind: str) -> list[tuple[Shown, Path]]:
         """Write a group as `kind`; numbers are a file an explanation."""
         if kind == "safetensors":
-            return [e.save(self._path([(title, e)], stem, kind)) for title, e in group]
+            return [(s, s.explanation.save(self._path([s], stem, kind))) for s in group]
         path = self._path(group, stem, kind)
         with progress(f"drawing {path.name}") as tick:
             draw(
-                [e for _, e in group],
+                [s.explanation for s in group],
                 path,
                 style=self.style,
                 colormap=self.colormap,
@@ -245,59 +318,31 @@ class Explain:
                 strip=not self.plain,
                 progress=tick,
             )
-        return [path]
+        return [(s, path) for s in group]
 
-    def _path(self, group: list[tuple[str, Explanation]], stem: str, kind: str) -> Path:
+    def _path(self, group: list[Shown], stem: str, kind: str) -> Path:
         out = Path(self.out)
         if out.suffix and not out.is_dir():
             return out
-        ways = list(dict.fromkeys(title for title, _ in group))
-        way = "-".join(ways) if len(ways) <= 4 else f"{len(ways)}-methods"
-        label = "+".join(dict.fromkeys(_slug(e.provenance.label) for _, e in group))[:80]
-        base = f"{stem}.{way}.{label}"
+        parts = [stem]
+        if len(self.model) > 1:
+            parts.append(_joined([_slug(s.network) for s in group], "networks"))
+        parts.append(_joined([s.method for s in group], "methods"))
+        parts.append("+".join(dict.fromkeys(_slug(s.explanation.provenance.label) for s in group))[:80])
+        base = ".".join(parts)
         return out / (base.replace(".", "_") if kind == "frames" else f"{base}.{kind}")  # a suffix is a file
 
-    def _result(self, e: Explanation, video: str, name: str, paths: list[str]) -> dict[str, Any]:
-        p = e.provenance
-        return {
-            "video": video,
-            "method": name,
-            "target": p.label,
-            "score": p.score,
-            "prob": p.prob,
-            "predicted": [{"label": label, "prob": prob} for label, prob in p.predicted],
-            "layer": p.layer,
-            "grid": list(e.grid.shape),
-            "padded": e.source.padded,
-            "facts": p.facts,
-            "forwards": p.forwards,
-            "backwards": p.backwards,
-            "precision": p.precision,
-            "seed": p.seed,
-            "notes": list(p.notes),
-            "seconds": p.seconds,
-            "out": paths,
-        }
 
-    def _report(self, model: Model, results: list[dict[str, Any]]) -> None:
-        if self.json:
-            print_json(results)
-            return
-        rows = [
-            [
-                Path(r["video"]).name,
-                r["method"],
-                r["target"],
-                f"{r['prob']:.3f}",
-                f"{r['predicted'][0]['label']} ({r['predicted'][0]['prob']:.3f})",
-                f"{r['forwards']:g} F" + (f" + {r['backwards']:g} B" if r["backwards"] else ""),
-                "\n".join(r["out"]),
-            ]
-            for r in results
-        ]
-        title = f"{model.name}, weights {model.weights}"
-        if rows:
-            print_table(title, ["video", "method", "target", "p", "predicted", "cost", "written"], rows)
+def _joined(names: Sequence[str], what: str) -> str:
+    """`a-b`, or how many there are."""
+    unique = list(dict.fromkeys(names))
+    return "-".join(unique) if len(unique) <= 4 else f"{len(unique)}-{what}"
+
+
+def _film(name: str) -> bool:
+    """Whether it is a file or a folder that could be a video."""
+    path = Path(name)
+    return path.is_dir() or path.suffix.lower() in (".mp4", ".mkv", ".avi", ".webm", ".gif", ".mov", ".mpg")
 
 
 def _seeded(e: Explanation, seed: int) -> Explanation:

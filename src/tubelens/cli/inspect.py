@@ -1,10 +1,10 @@
-"""The verbs that look: `predict`, `frames`, `layers`, `models`, `methods`."""
+"""The verbs that look: `predict`, `frames`, `layers`, `methods`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -12,18 +12,17 @@ import tyro
 from tubelens import zoo
 from tubelens.api import predict
 from tubelens.capture import layers
-from tubelens.cli.show import note, print_json, print_table, read_labels
-from tubelens.clip import Pad
+from tubelens.cli.options import Loading, OneNetwork, SampledOnce
+from tubelens.cli.show import print_json, print_table
 from tubelens.errors import OptionError
 from tubelens.layout import Centres
-from tubelens.loading import load_model
 from tubelens.methods import METHODS
 from tubelens.model import network
 from tubelens.video import extract_frames
 
 
 @dataclass
-class Predict:
+class Predict(SampledOnce, Loading, OneNetwork):
     """Print the classes that the model sees in a video.
 
     Example: tubelens predict surf.mp4 --model r3d_18 --weights KINETICS400_V1 --top 5
@@ -33,28 +32,8 @@ class Predict:
 
     video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
     """Video file, GIF or folder of frames."""
-    model: str = "bundled"
-    """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
-    weights: str | None = None
-    """An official name, a file, or random."""
-    labels: str | None = None
-    """Text file with the class names, one a line."""
     top: int = 5
     """How many classes."""
-    sampling: Literal["uniform", "dense", "segments", "random"] = "uniform"
-    """Which frames."""
-    start: float = 0.0
-    """Seconds at which a dense run begins."""
-    stride: int | None = None
-    """Frames from one sampled frame to the next; default the one the network was trained with."""
-    frames: int | None = None
-    """Clip length, if not the network's own."""
-    pad: Pad = "clamp"
-    """What fills a clip when the video is too short: the last frame again, or black."""
-    seed: int = 0
-    """Of random weights and random sampling."""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
@@ -62,16 +41,10 @@ class Predict:
 
     def run(self) -> int:
         """One forward and a table."""
-        model = load_model(
-            self.model, self.weights, seed=self.seed, labels=read_labels(self.labels), device=self.device
-        )
         if self.top < 1:
             raise OptionError(f"--top must be at least 1, not {self.top}")
-        options = {"stride": self.stride, "frames": self.frames, "start": self.start, "pad": self.pad}
-        given = {key: value for key, value in options.items() if value is not None}
-        clip = model.read(self.video, self.sampling, seed=self.seed, **given)
-        if clip.source.padded:
-            note(f"{self.video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
+        model = self.load(self.model, self.weights, self.input, self.labels)
+        clip = self.clip(model, self.video, self.sampling, self.seed)
         found = predict(model, clip, self.top)
         if self.json:
             print_json({"video": self.video, "predicted": [{"label": a, "prob": p} for a, p in found]})
@@ -114,24 +87,23 @@ class Frames:
 
 
 @dataclass
-class Layers:
+class Layers(Loading, OneNetwork):
     """List the layers that can be explained, and where their cells look.
 
     Example: tubelens layers r3d_18
 
+    Example: tubelens layers net.keras --input "frames=20, size=64, axes=b t h w c"
+
     Cost: one forward on a black clip, with random weights unless others are given.
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
-    weights: str | None = None
-    """An official name, a file, or random."""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = field()
+    """A name that `tubelens models` lists, a file (net.keras, net.h5, net.json, net.onnx), a folder or
+    hf:OWNER/NAME of a transformers checkpoint, package.module:factory, or path.py:factory."""
     frames: int | None = None
     """Clip length, if not the network's own."""
     size: int | None = None
     """Height and width of the clip, if not the network's own."""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
@@ -143,8 +115,8 @@ class Layers:
             if value is not None and value < 1:
                 raise OptionError(f"{option} must be at least 1, not {value}")
         builtin = self.model in zoo.MODELS and self.model != "bundled"
-        weights = self.weights or ("random" if builtin else None)
-        model = network(load_model(self.model, weights, device=self.device), "layers")
+        weights = self.weights or ("random" if builtin else None)  # where cells look, no weight can change
+        model = network(self.load(self.model, weights, self.input, self.labels), "layers")
         spec = model.spec
         size = (self.size, self.size) if self.size else spec.size
         clips = torch.zeros(1, len(spec.bands), self.frames or spec.frames, *size)
@@ -186,54 +158,6 @@ def _looks(centres: Centres) -> str:
     """`0, 16 ... 96`: first two and last."""
     numbers = [f"{c:g}" for c in centres]
     return ", ".join(numbers) if len(numbers) <= 3 else f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}"
-
-
-@dataclass
-class Models:
-    """List the models that load by name.
-
-    Example: tubelens models
-    """
-
-    json: bool = False
-    """Print JSON."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-    def run(self) -> int:
-        """A table."""
-        if self.json:
-            print_json(
-                [
-                    {
-                        "name": r.name,
-                        "frames": r.spec.frames,
-                        "size": list(r.spec.size),
-                        "parameters": r.parameters,
-                        "classes": r.classes,
-                        "layer": r.layer,
-                        "weights": list(r.official),
-                        "source": r.source,
-                    }
-                    for r in zoo.MODELS.values()
-                ]
-            )
-            return 0
-        rows = [
-            [
-                r.name,
-                f"{r.spec.frames}x{r.spec.size[0]}x{r.spec.size[1]}",
-                f"{r.parameters / 1e6:.2f} M",
-                str(r.classes),
-                r.layer,
-                ", ".join(r.official),
-                r.source,
-            ]
-            for r in zoo.MODELS.values()
-        ]
-        columns = ["name", "clip", "parameters", "classes", "layer", "weights", "source"]
-        print_table("", columns, rows)
-        return 0
 
 
 @dataclass

@@ -1,13 +1,169 @@
-"""From what is written on the command line to methods."""
+"""What the verbs ask for alike: which network, which part of the video, which methods."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from tubelens import zoo
+from tubelens.cli.show import note, read_labels
+from tubelens.clip import Clip, Pad
 from tubelens.errors import OptionError
+from tubelens.loading import load_model
 from tubelens.methods import accepts, method, option_names
+from tubelens.model import Model, TorchModel
+from tubelens.video import ClipWindows
+
+# ── which network ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(kw_only=True)
+class Loading:
+    """How a network is loaded."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    seed: int = 0
+    """Of random weights, of random sampling, and of methods that draw."""
+    trust: bool = False
+    """Unpickle a weights file even where that runs code that is in it."""
+
+    def load(self, name: str, weights: str | None, fed: str | None, labels: str | None) -> Model:
+        """The network; a note where a weights file was recognised by names and shapes alone."""
+        model = load_model(
+            name,
+            weights,
+            input=fed,
+            seed=self.seed,
+            labels=read_labels(labels),
+            device=self.device,
+            trust=self.trust,
+        )
+        if (
+            weights is not None
+            and name in zoo.MODELS
+            and isinstance(model, TorchModel)
+            and not model.verified
+        ):
+            note(
+                f"{weights}: names and shapes fit {name}; that it computes the same as the network it was"
+                " trained in is not verified: check a prediction that you know"
+            )
+        return model
+
+
+@dataclass(kw_only=True)
+class OneNetwork:
+    """The network of a verb that takes one."""
+
+    model: str = "bundled"
+    """A name that `tubelens models` lists, a file (net.keras, net.h5, net.json, net.onnx), a folder or
+    hf:OWNER/NAME of a transformers checkpoint, package.module:factory, or path.py:factory."""
+    weights: str | None = None
+    """An official name, a file, or random."""
+    input: str | None = None
+    """What a network in a file, or one's own, is fed: "frames=20, size=64, axes=b t h w c", or a .toml
+    file."""
+    labels: str | None = None
+    """Text file with the class names, one a line."""
+
+
+@dataclass(kw_only=True)
+class SeveralNetworks:
+    """The networks of a verb that compares them."""
+
+    model: tuple[str, ...] = ("bundled",)
+    """Names that `tubelens models` lists, files (net.keras, net.h5, net.json, net.onnx), folders or
+    hf:OWNER/NAME of transformers checkpoints, package.module:factory, path.py:factory. Several are drawn
+    together: a row a network."""
+    weights: tuple[str, ...] = ()
+    """Official names, files, or random: one for all networks, or one each (- for none)."""
+    input: tuple[str, ...] = ()
+    """What networks in files, or one's own, are fed: "frames=20, size=64, axes=b t h w c", or a .toml file;
+    one for all, or one each (- for none)."""
+    labels: tuple[str, ...] = ()
+    """Text files with the class names, one a line: one for all networks, or one each (- for none)."""
+
+    def networks(self) -> list[tuple[str, str | None, str | None, str | None]]:
+        """Name, weights, input and labels of each.
+
+        Raises:
+            OptionError: none, as many weights as fit neither one nor all, or one network twice.
+        """
+        if not self.model:
+            raise OptionError("--model needs at least one name (`tubelens models` lists them)")
+        n = len(self.model)
+        columns = (
+            _each("--weights", self.weights, n),
+            _each("--input", self.input, n),
+            _each("--labels", self.labels, n),
+        )
+        rows = list(zip(self.model, *columns, strict=True))
+        for i, row in enumerate(rows):
+            if row in rows[:i]:
+                raise OptionError(
+                    f"--model {row[0]} is named twice with the same weights: name each network once"
+                )
+        if len(self.input) == 1 < n:  # one for all that need it: known networks know what they are fed
+            return [(m, w, None if m in zoo.MODELS else fed, labels) for m, w, fed, labels in rows]
+        return rows
+
+
+def _each(option: str, given: Sequence[str], n: int) -> list[str | None]:
+    if len(given) not in (0, 1, n):
+        raise OptionError(
+            f"{option}: {len(given)} are given for {n} network{'s' * (n > 1)}: give one for all, or one each"
+        )
+    values = [None if value == "-" else value for value in given] or [None]
+    return values * n if len(values) == 1 else values
+
+
+# ── which part of the video ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(kw_only=True)
+class Sampled:
+    """Which frames of a video make a clip, where that is not the network's own recipe."""
+
+    start: float = 0.0
+    """Seconds at which a dense run or the windows begin."""
+    stride: int | None = None
+    """Frames from one sampled frame to the next; default the one the network was trained with."""
+    frames: int | None = None
+    """Clip length, if not the network's own."""
+    pad: Pad = "clamp"
+    """What fills a clip when the video is too short: the last frame again, or black."""
+
+    def clip(self, model: Model, video: str, sampling: str | None, seed: int) -> Clip:
+        """One clip; a note where the video was too short."""
+        clip = model.read(video, sampling, start=self.start, seed=seed, **self.given())
+        too_short(video, clip)
+        return clip
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, but the start."""
+        options = {"stride": self.stride, "frames": self.frames, "pad": self.pad}
+        return {key: value for key, value in options.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class SampledOnce(Sampled):
+    """The sampling of verbs that look at one clip."""
+
+    sampling: Literal["uniform", "dense", "segments", "random"] | None = None
+    """Which frames: spread over the video, a dense run, one a segment, or a random run; default as the
+    network's recipe does."""
+
+
+def too_short(video: str, clip: Clip | ClipWindows) -> None:
+    """A note where frames were repeated or padded."""
+    if clip.source.padded:
+        note(f"{video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
+
+
+# ── which methods ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def chosen(specs: Sequence[str], options: dict[str, Any], seed: int) -> list[Any]:

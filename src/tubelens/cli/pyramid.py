@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tubelens.cli.show import note, print_json, print_table, progress, read_labels
-from tubelens.clip import Pad
+from tubelens.cli.options import Loading, OneNetwork, SampledOnce
+from tubelens.cli.show import note, print_json, print_table, progress
 from tubelens.errors import OptionError
 from tubelens.files import replacing
-from tubelens.loading import load_model
 from tubelens.methods.pyramid import Pyramid as Method
 from tubelens.methods.pyramid_graph import Dependency
 from tubelens.model import network
@@ -25,7 +24,7 @@ Format = Literal["png", "mp4", "gif", "webm", "safetensors"]
 
 
 @dataclass
-class Pyramid:
+class Pyramid(SampledOnce, Loading, OneNetwork):
     """Step back from a class through layers and kernels; write the graph, a figure and a tube a layer.
 
     Example: tubelens pyramid v.mp4 --model r3d_18 --weights KINETICS400_V1 --depth 3 --out why
@@ -37,12 +36,6 @@ class Pyramid:
 
     video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
     """Video file, GIF or folder of frames."""
-    model: str = "bundled"
-    """A name that `tubelens models` lists, package.module:factory, or path.py:factory."""
-    weights: str | None = None
-    """An official name, a file, or random."""
-    labels: str | None = None
-    """Text file with the class names, one a line."""
     target: str | None = None
     """Label or class index; default the strongest class."""
     theta: float = 0.65
@@ -57,20 +50,6 @@ class Pyramid:
     """Folder to write into."""
     format: Format = "png"
     """What the tubes are written as."""
-    sampling: Literal["uniform", "dense", "segments", "random"] = "uniform"
-    """Which frames."""
-    start: float = 0.0
-    """Seconds at which a dense run begins."""
-    stride: int | None = None
-    """Frames from one sampled frame to the next; default the one the network was trained with."""
-    frames: int | None = None
-    """Clip length, if not the network's own."""
-    pad: Pad = "clamp"
-    """What fills a clip when the video is too short: the last frame again, or black."""
-    seed: int = 0
-    """Of random weights and random sampling."""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
@@ -82,17 +61,8 @@ class Pyramid:
         out = Path(self.out)
         if out.exists() and not out.is_dir():
             raise OptionError(f"--out {self.out}: a file of that name is in the way: give a folder")
-        model = network(
-            load_model(
-                self.model, self.weights, seed=self.seed, labels=read_labels(self.labels), device=self.device
-            ),
-            "pyramid",
-        )
-        options = {"stride": self.stride, "frames": self.frames, "start": self.start, "pad": self.pad}
-        given = {key: value for key, value in options.items() if value is not None}
-        clip = model.read(self.video, self.sampling, seed=self.seed, **given)
-        if clip.source.padded:
-            note(f"{self.video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
+        model = network(self.load(self.model, self.weights, self.input, self.labels), "pyramid")
+        clip = self.clip(model, self.video, self.sampling, self.seed)
         found = method.graph(model, clip, Logit(self._class(model, clip)))
         for line in found.notes:
             note(line)

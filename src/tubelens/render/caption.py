@@ -119,7 +119,7 @@ def draw_bar(
     if found is None:
         return 0
     size, lines, timed = found
-    pad, step = _pad(size), _step(size)
+    pad, step = padding(size), line_step(size)
     rows = step * len(lines) + pad
     top = h - bottom - rows
     overlay = Image.new("RGBA", (w, rows), _BAR)
@@ -128,19 +128,23 @@ def draw_bar(
         base = pad // 2 + number * step + size
         x = float(pad)
         for text, bold, colour in runs:
-            pen.text((x, base), text, font=_font(size, bold), fill=colour, anchor="ls")
-            x += _font(size, bold).getlength(text)
+            pen.text((x, base), text, font=typeface(size, bold), fill=colour, anchor="ls")
+            x += typeface(size, bold).getlength(text)
     if timed:
-        pen.text((w - pad, pad // 2 + size), clock(seconds), font=_font(size, False), fill=_GREY, anchor="rs")
+        pen.text(
+            (w - pad, pad // 2 + size), clock(seconds), font=typeface(size, False), fill=_GREY, anchor="rs"
+        )
     _lay(frame, overlay, top)
     return rows
 
 
-def _pad(size: int) -> int:
+def padding(size: int) -> int:
+    """Pixels around letters of that size."""
     return max(3, round(size * 0.5))
 
 
-def _step(size: int) -> int:
+def line_step(size: int) -> int:
+    """Pixels from one line of letters of that size to the next."""
     return round(size * 1.35)
 
 
@@ -153,16 +157,16 @@ def _arranged(
     small = max(SMALLEST, round(full * 0.85))
     for size, two, other, value, right, least in _forms(full, small, time, bool(caption.other)):
         rows = 2 if two else 1
-        if _step(size) * rows + _pad(size) > 0.25 * height:
+        if line_step(size) * rows + padding(size) > 0.25 * height:
             continue
-        font, bold = _font(size, False), _font(size, True)
-        room = float(width - 2 * _pad(size))
+        font, bold = typeface(size, False), typeface(size, True)
+        room = float(width - 2 * padding(size))
         after = f"  {caption.value}" if value and caption.value else ""
         tail = f" · {caption.other}" if other and caption.other and not two else ""
         gap = font.getlength("   " + right) if right else 0.0
         space = room - gap - font.getlength(after) - font.getlength(tail)
-        label = _shortened(caption.label, bold, space, least)
-        second = _shortened(caption.other, font, room, 16) if two else ""
+        label = shortened(caption.label, bold, space, least)
+        second = shortened(caption.other, font, room, 16) if two else ""
         if label is None or second is None:
             continue
         lines: list[list[Run]] = [[(label, True, _WHITE), (after, False, _WHITE), (tail, False, _GREY)]]
@@ -191,7 +195,7 @@ def _forms(
     yield SMALLEST, False, False, False, "", 4
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float, least: int | None) -> str | None:
+def shortened(text: str, font: ImageFont.FreeTypeFont, room: float, least: int | None) -> str | None:
     """The text, cut with an ellipsis to `room` pixels but not below `least` letters; None if it cannot be."""
     if font.getlength(text) <= room:
         return text
@@ -205,7 +209,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float, least: int 
 
 
 @lru_cache(maxsize=64)
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def typeface(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it, so that drawings look alike everywhere."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

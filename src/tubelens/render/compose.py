@@ -19,6 +19,7 @@ from tubelens.explanation import scaled
 from tubelens.render import colour
 from tubelens.render.arrange import Cell, arrange, names
 from tubelens.render.caption import Caption, caption_of, draw_bar, draw_strip
+from tubelens.render.heads import band_rows, bands, heads
 from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, fitted, open_source, over_time
 
 
@@ -145,9 +146,14 @@ class Drawing:
             self.fps = self.video.fps / every
             self._cells = arrange(self.explanations, look.styles, look.beside)
             rows, columns = len(self._cells), len(self._cells[0])
-            self._column = fitted(first.size, columns, fit, rows)
-            self.size = (self._column[0] * rows, self._column[1] * columns)
+            above = heads(self.explanations, self._cells) if look.caption else [[]] * rows
+            self._column = fitted(first.size, columns, fit, rows, band_rows(above, first.size))
+            self._bands = bands(above, columns, self._column)
+            h, w = self._column
+            self.size = (h * rows + sum(len(b) for b in self._bands if b is not None), w * columns)
             captions = [caption_of(e) for e in self.explanations]
+            if any(above):  # the network's prediction stands above
+                captions = [replace(c, predicted=None) for c in captions]
             titles = names(self.explanations, [c.label for c in captions], both=True)
             self._captions = [replace(c, label=t) for c, t in zip(captions, titles, strict=True)]
             self.audio: tuple[str, float, float] | None = None
@@ -180,9 +186,14 @@ class Drawing:
             for c, picture in enumerate(row):
                 if c:
                     picture[:, :line] = white
-                if r:
+                if r and self._bands[r] is None:
                     picture[:line] = white
-        return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+        strips: list[np.ndarray] = []
+        for row, band in zip(rows, self._bands, strict=True):
+            if band is not None:
+                strips.append(_opaque(band) if self.look.rgba else band)
+            strips.append(np.concatenate(row, axis=1))
+        return np.concatenate(strips, axis=0)
 
     def _heat(self, number: int, saliency: Tensor, k: int) -> np.ndarray:
         """Heat of one explanation, NaN where it does not speak for that moment."""

@@ -6,11 +6,7 @@ pictures keep their exact proportions. No part of it touches pyplot.
 
 from __future__ import annotations
 
-import textwrap
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +14,38 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from tubelens.errors import OptionError
-from tubelens.explanation import Explanation, scaled
+from tubelens.explanation import Explanation
 from tubelens.methods import short_name
 from tubelens.render import colour
-from tubelens.render.arrange import names
+from tubelens.render.arrange import names, network_of
 from tubelens.render.caption import caption_of, probability
-from tubelens.render.compose import STYLES, Look, look
-from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, open_source, over_time
-from tubelens.video import Frames
+from tubelens.render.comparison import comparison
+from tubelens.render.compose import look
+from tubelens.render.paper import (
+    DPI,
+    INK,
+    SOFT,
+    Row,
+    colour_bar,
+    pictures_of,
+    pixels,
+    quiet,
+    upright_name,
+    write,
+)
+from tubelens.render.source import Many, Moments, On, as_list, open_source, over_time
 
-DPI = 200
+__all__ = ["DPI", "figure", "pixels"]
+
 _LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c")
 LEGEND = len(_LINES)
 """So many curves have a legend; of more, the names of the rows have the curves' colours."""
-_INK, _SOFT = "#1a1a1a", "#666666"
 _LEFT, _RIGHT, _GAP = 0.42, 0.78, 0.045
 _HEAD, _CURVE, _FOOT = 0.82, 0.85, 0.42
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of pictures: what it is called, and whose heat it shows in which style (None: the original)."""
-
-    name: str
-    explanation: Explanation | None = None
-    style: str = "original"
 
 
 def figure(
@@ -61,6 +59,8 @@ def figure(
     width: float = 12.0,
 ) -> Figure:
     """A contact sheet: frames spread over the explained span, the heat on them, and the heat over time.
+
+    Several networks are a table, a row a network and a column a target, with a few of the frames in each.
 
     Args:
         explanations: one, or several of one video.
@@ -84,6 +84,8 @@ def figure(
         raise OptionError(f"a contact sheet needs at least one frame, not {frames}")
     chosen = style if style is not None else ("heat", "focus", "contour") if len(many) == 1 else "heat"
     how = look(chosen, colormap=colormap, alpha=alpha)
+    if len({network_of(e) for e in many}) > 1:
+        return comparison(many, how, frames, on, width)
     rows = _rows(many, how.styles)
     with open_source(many[0].source, on) as video:
         moments = Moments.of(video, many)
@@ -93,7 +95,7 @@ def figure(
         h, w = many[0].source.size
         cell_h = cell_w * h / w
         size = (max(1, round(cell_h * DPI)), max(1, round(cell_w * DPI)))
-        pictures = _pictures(video, shown, many, rows, how, size)
+        pictures = pictures_of(video, shown, many, rows, how, size)
     pictures_h = len(rows) * (cell_h + _GAP)
     curve_h = _CURVE if len(moments.times) > 1 else 0.0
     total_w = _LEFT + columns * (cell_w + _GAP) + _RIGHT
@@ -105,7 +107,7 @@ def figure(
         return sheet.add_axes((left / total_w, 1 - (top + high) / total_h, wide / total_w, high / total_h))
 
     path = many[0].source.path
-    with _quiet():
+    with quiet():
         _title(sheet, many, Path(path).name if path else "")
     unnamed = len(many) > LEGEND
     lines = dict(zip(map(id, many), _line_colours(len(many)), strict=True))
@@ -115,10 +117,10 @@ def figure(
             ax.imshow(pictures[r][c], aspect="auto", interpolation="antialiased")
             ax.set_axis_off()
             if r == 0:
-                ax.set_title(f"{seconds:.2f} s", fontsize=8, color=_SOFT, pad=3)
-        with _quiet():
-            ink = lines[id(row.explanation)] if unnamed and row.explanation is not None else _INK
-            _name(sheet, row.name, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h, ink)
+                ax.set_title(f"{seconds:.2f} s", fontsize=8, color=SOFT, pad=3)
+        with quiet():
+            ink = lines[id(row.explanation)] if unnamed and row.explanation is not None else INK
+            upright_name(sheet, row.name, _LEFT, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h, ink)
     heated = [r for r, row in enumerate(rows) if row.style in ("heat", "paper", "contour")]
     if heated:
         paper = all(rows[r].style == "paper" for r in heated) and not how.own
@@ -126,28 +128,12 @@ def figure(
         bar = axes(
             _LEFT + columns * (cell_w + _GAP) + 0.06, _HEAD + first * (cell_h + _GAP), 0.11, max(cell_h, 0.5)
         )
-        _colour_bar(sheet, bar, colour.published_jet() if paper else how.colours, many)
+        colour_bar(sheet, bar, colour.published_jet() if paper else how.colours, many)
     if curve_h:
         wide = columns * (cell_w + _GAP) - _GAP
         ax = axes(_LEFT, _HEAD + pictures_h + 0.26, wide, curve_h)
         _curves(ax, many, moments.spread(600).times, shown.times, wide)
     return sheet
-
-
-def pixels(sheet: Figure) -> np.ndarray:
-    """The figure drawn at its own resolution, `(h, w, 3)` uint8."""
-    canvas = FigureCanvasAgg(sheet)
-    with _quiet():
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A label may hold letters that the font lacks: they become boxes, without a warning for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
 
 
 def _rows(many: Sequence[Explanation], styles: Sequence[str]) -> list[Row]:
@@ -164,40 +150,6 @@ def _rows(many: Sequence[Explanation], styles: Sequence[str]) -> list[Row]:
     ]
 
 
-def _pictures(
-    video: Frames,
-    shown: Moments,
-    many: Sequence[Explanation],
-    rows: Sequence[Row],
-    how: Look,
-    size: tuple[int, int],
-) -> list[list[np.ndarray]]:
-    """Every picture of the sheet, row by row, `(h, w, 3)`."""
-    maps = [e.at(shown.times, size) for e in many]
-    limits = [e.limits for e in many]
-    pictures: list[list[np.ndarray]] = [[] for _ in rows]
-    for (_, seconds, frame), *saliency in zip(video.pick(shown.indices), *maps, strict=True):
-        small = fit_to(frame, size)
-        heat = {
-            id(e): _within(e, seconds, scaled(s, *limit).detach().cpu().numpy())
-            for e, s, limit in zip(many, saliency, limits, strict=True)
-        }
-        for cells, row in zip(pictures, rows, strict=True):
-            if row.explanation is None:
-                cells.append(small)
-                continue
-            picture = STYLES[row.style](small, heat[id(row.explanation)], how)
-            colour.mark_crop(picture, row.explanation.source.box, row.explanation.source.size)
-            cells.append(picture)
-    return pictures
-
-
-def _within(explanation: Explanation, seconds: float, heat: np.ndarray) -> np.ndarray:
-    """The heat, NaN where the explanation does not speak for that moment."""
-    start, end = explanation.source.span
-    return heat if start - EPSILON <= seconds <= end + EPSILON else np.full_like(heat, np.nan)
-
-
 # ── around the pictures ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -211,54 +163,14 @@ def _title(sheet: Figure, many: Sequence[Explanation], video: str) -> None:
     else:
         name = ", ".join(dict.fromkeys(c.label for c in captions))
         after = f"predicted: {p.predicted[0][0]} {probability(p.predicted[0][1])}" if p.predicted else ""
-    title = _write(sheet, name, _LEFT, 0.14, wide * (0.55 if after else 1), size=13, weight="bold")
+    title = write(sheet, name, _LEFT, 0.14, wide * (0.55 if after else 1), size=13, weight="bold")
     if after:
-        _write(sheet, after, title + 0.16, 0.175, wide + _LEFT - title - 0.16, size=10.5, color=_SOFT)
+        write(sheet, after, title + 0.16, 0.175, wide + _LEFT - title - 0.16, size=10.5, color=SOFT)
     written = list(dict.fromkeys(e.provenance.method for e in many))
     methods = ", ".join(written if len(written) == 1 else map(short_name, written))
     layers = ", ".join(dict.fromkeys(f"layer {e.provenance.layer}" for e in many if e.provenance.layer))
     made = " · ".join(part for part in (methods, f"{p.model} ({p.weights})", layers, video) if part)
-    _write(sheet, made, _LEFT, 0.40, wide, size=8, color=_SOFT)
-
-
-def _write(sheet: Figure, text: str, left: float, top: float, room: float, size: float, **look: Any) -> float:
-    """Text at inches from the left and the top, cut to `room` inches; returns where it ends, in inches."""
-    w, h = sheet.get_size_inches()
-    look = {"color": _INK, **look}
-    artist = sheet.text(left / w, 1 - top / h, text, fontsize=size, va="top", parse_math=False, **look)
-    while (end := artist.get_window_extent().x1 / sheet.dpi) > left + room and len(text) > 1:
-        text = text[: max(1, int((len(text) - 1) * max(0.5, min(0.97, room / (end - left)))))]
-        artist.set_text(text.rstrip() + "…")
-    return float(end)
-
-
-def _name(sheet: Figure, text: str, middle: float, room: float, ink: str) -> None:
-    """The name of a row, upright at its left, cut to the row's height."""
-    w, h = sheet.get_size_inches()
-    place = ((_LEFT - 0.1) / w, 1 - middle / h)
-    artist = sheet.text(
-        *place, text, rotation=90, ha="right", va="center", fontsize=9, color=ink, parse_math=False
-    )
-    if artist.get_window_extent().height / sheet.dpi > room:  # two lines of smaller letters, then an ellipsis
-        artist.set_fontsize(8)
-        lines = textwrap.wrap(text, max(6, int(room / 0.075)), max_lines=2, placeholder="…")
-        artist.set_text("\n".join(lines))
-        while artist.get_window_extent().height / sheet.dpi > room and max(map(len, lines)) > 2:
-            lines = [line if len(line) < max(map(len, lines)) else line[:-2].rstrip() + "…" for line in lines]
-            artist.set_text("\n".join(lines))
-
-
-def _colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Explanation]) -> None:
-    """Heat from 0 to 1; with one explanation also what these stand for."""
-    scale = ScalarMappable(Normalize(0, 1), ListedColormap(colours / 255))
-    bar = sheet.colorbar(scale, cax=ax)
-    bar.set_ticks([0, 0.5, 1])
-    bar.ax.tick_params(labelsize=7, length=2, width=0.5, colors=_SOFT)
-    bar.outline.set_linewidth(0.5)
-    if len(many) == 1:
-        low, high = many[0].limits
-        bar.set_ticks([0, 0.5, 1], labels=[f"0 ({low:.2g})", "0.5", f"1 ({high:.2g})"])
-    bar.ax.set_title("heat", fontsize=8, color=_SOFT, pad=4)
+    write(sheet, made, _LEFT, 0.40, wide, size=8, color=SOFT)
 
 
 def _line_colours(n: int) -> list[str]:
@@ -294,15 +206,15 @@ def _curves(
         ax.axvline(seconds, color="#b5b5b5", linewidth=0.7, zorder=1)
     ax.set_xlim(times[0], times[-1])
     ax.set_ylim(0, top * 1.15 or 1)
-    ax.set_xlabel("seconds", fontsize=8, color=_SOFT, labelpad=2)
+    ax.set_xlabel("seconds", fontsize=8, color=SOFT, labelpad=2)
     ax.set_title(
         "mean heat, each of its highest" if one_target else "mean heat",
         loc="left",
         fontsize=8,
-        color=_SOFT,
+        color=SOFT,
         pad=3,
     )
-    ax.tick_params(labelsize=7, colors=_SOFT, length=2, width=0.5)
+    ax.tick_params(labelsize=7, colors=SOFT, length=2, width=0.5)
     ax.locator_params(axis="y", nbins=3)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)

@@ -123,8 +123,12 @@ class Moments:
         return Moments(tuple(self.indices[i] for i in places), tuple(self.times[i] for i in places))
 
 
-def fitted(size: tuple[int, int], columns: int, fit: int | None, rows: int = 1) -> tuple[int, int]:
+def fitted(
+    size: tuple[int, int], columns: int, fit: int | None, rows: int = 1, above: int = 0
+) -> tuple[int, int]:
     """Height and width of one picture where `rows` x `columns` together may have `fit` pixels a side.
+
+    `above` of these are taken by what stands above the rows, at most.
 
     Raises:
         OptionError: `fit` below 16.
@@ -134,7 +138,7 @@ def fitted(size: tuple[int, int], columns: int, fit: int | None, rows: int = 1) 
         return h, w
     if fit < 16:
         raise OptionError(f"fit must be at least 16 pixels, not {fit}")
-    share = min(1.0, fit / max(h * rows, w * columns))
+    share = min(1.0, max(1, fit - above) / (h * rows), fit / (w * columns))
     return max(1, round(h * share)), max(1, int(w * share + EPSILON))
 
 
