@@ -304,6 +304,11 @@ USAGE = {
     ),
     "no frames": Case(f"explain good.mp4 --frames 0 {MP4}", ("frames", "at least 1", "0")),
     "half a frame": Case(f"explain good.mp4 --frames 1.5 {MP4}", ("--frames", "1.5")),
+    "no views": Case(f"explain good.mp4 --views 10 {MP4}", ("--views 10", "10x3")),
+    "views and another": Case(
+        f"explain good.mp4 --views 2x1 --sampling dense {MP4}", ("--views", "--sampling dense", "two ways")
+    ),
+    "a start for views": Case(f"explain good.mp4 --sampling views --start 0.2 {MP4}", ("--start", "views")),
     "no stride": Case(f"explain good.mp4 --sampling dense --stride 0 {MP4}", ("stride", "at least 1", "0")),
     "negative stride": Case(f"explain good.mp4 --stride -2 {MP4}", ("stride", "at least 1", "-2")),
     "overlap": Case(f"explain good.mp4 --sampling windows --overlap 1.5 {MP4}", ("overlap", "1.5")),

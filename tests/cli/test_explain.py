@@ -283,6 +283,20 @@ def test_windows_cover_the_whole_video(tmp_path: Path) -> None:
     assert why.saliency.shape == (40, 24, 24)
 
 
+def test_views_spread_clips_and_crops(tmp_path: Path) -> None:
+    ran = done(
+        *("explain", "a.mp4", *TINY, "--views", "3x2", "--stride", 2, "--json"),
+        *("--format", "safetensors", "png", "--out", tmp_path),
+    )
+    (entry,) = ran.json
+    assert entry["facts"]["windows"] == 6
+    why = tl.load_explanation(Path(entry["out"][0]))
+    assert len(why.parts) == 6
+    firsts = [why.source.times[part.span[0]] * 25 for part in why.parts[::2]]
+    assert [round(first) for first in firsts] == [0, 12, 25]  # 15 frames long each, of 40
+    assert len({part.area for part in why.parts}) == 2
+
+
 def test_layer_strongest_and_parity_reach_the_method(tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
     plain = sampled(out)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tubelens.api import OVER_WINDOWS, explain_all
+from tubelens.api import OVER_WINDOWS, Many, explain_all
 from tubelens.budget import cost, in_forwards, one_forward
 from tubelens.cli.notes import Finer
 from tubelens.cli.options import Loading, Sampled, SeveralNetworks, chosen, numbered, too_short
@@ -27,7 +27,7 @@ from tubelens.render import draw
 from tubelens.render.arrange import network_names
 from tubelens.render.compose import look
 from tubelens.running import Budget, Precision, Run
-from tubelens.video import ClipWindows
+from tubelens.video import ClipViews, ClipWindows
 
 SUFFIXES = ("mp4", "gif", "webm", "png", "safetensors", "frames")
 Format = Literal["mp4", "gif", "webm", "png", "safetensors", "frames"]
@@ -98,9 +98,11 @@ class Explain(Sampled, Loading, SeveralNetworks):
     """Several methods each in a picture of its own."""
     plain: bool = False
     """No caption and no strip of heat over time."""
-    sampling: Literal["uniform", "dense", "segments", "random", "windows"] | None = None
-    """Which frames: spread over the video, a dense run, one a segment, a random run, or all in windows;
-    default as the network's recipe does."""
+    sampling: Literal["uniform", "dense", "segments", "random", "windows", "views"] | None = None
+    """Which frames: spread over the video, a dense run, one a segment, a random run, all in windows, or clips
+    and crops as the network is tested; default as the network's recipe does."""
+    views: str | None = None
+    """Clips and crops, such as 10x3, in place of those that the network is tested with."""
     overlap: float = 0.5
     """Share of a window that the next one covers again."""
     json: bool = False
@@ -172,6 +174,11 @@ class Explain(Sampled, Loading, SeveralNetworks):
         if self.budget is not None:
             Budget.of(self.budget)
         look(self.style or "heat", colormap=self.colormap)  # checks it before any work is done
+        if self.views is not None and self.sampling not in (None, "views"):
+            raise OptionError(f"--views and --sampling {self.sampling} are two ways of sampling: give one")
+        _views(self.views)
+        if self.start and (self.sampling == "views" or self.views is not None):
+            raise OptionError("--start means nothing to views, which are spread over the whole video")
         if not 0 <= self.overlap < 1:
             raise OptionError(f"--overlap must be at least 0 and below 1, not {self.overlap:g}")
         if self.strongest is not None and self.strongest < 1:
@@ -209,7 +216,11 @@ class Explain(Sampled, Loading, SeveralNetworks):
         tops = (re.fullmatch(r"top(\d+)", t.lower()) for t in self.target)
         return len(self.target) > 1 or any(top is not None and int(top[1]) > 1 for top in tops)
 
-    def _read(self, model: Model, video: str) -> Clip | ClipWindows:
+    def _read(self, model: Model, video: str) -> Clip | Many:
+        if self.sampling == "views" or self.views is not None:
+            views: ClipViews = model.views(video, **_views(self.views), **self.given())
+            too_short(video, views)
+            return views
         if self.sampling == "windows":
             windows: ClipWindows = model.windows(
                 video, start=self.start, overlap=self.overlap, **self.given()
@@ -250,12 +261,12 @@ class Explain(Sampled, Loading, SeveralNetworks):
                 note(f"{network.title}: {line}" if len(self.model) > 1 else line)
         return found
 
-    def _announce(self, network: Network, clip: Clip | ClipWindows, methods: list[Any]) -> None:
+    def _announce(self, network: Network, clip: Clip | Many, methods: list[Any]) -> None:
         """What more than ten seconds of work will take, before it starts."""
         model = network.model
-        one = next(iter(clip))[1] if isinstance(clip, ClipWindows) else clip
+        one = clip if isinstance(clip, Clip) else next(iter(clip))[1]
         passes = cost(methods, model, one)
-        count = in_forwards(passes) * (len(clip) if isinstance(clip, ClipWindows) else 1)
+        count = in_forwards(passes) * (1 if isinstance(clip, Clip) else len(clip))
         if self.budget is not None or count < FEW:
             return
         each = one_forward(model, one)
@@ -343,6 +354,16 @@ def _film(name: str) -> bool:
     """Whether it is a file or a folder that could be a video."""
     path = Path(name)
     return path.is_dir() or path.suffix.lower() in (".mp4", ".mkv", ".avi", ".webm", ".gif", ".mov", ".mpg")
+
+
+def _views(text: str | None) -> dict[str, int]:
+    """Clips and crops of `10x3`."""
+    if text is None:
+        return {}
+    found = re.fullmatch(r"([1-9]\d*)\s*x\s*([1-9]\d*)", text)
+    if found is None:
+        raise OptionError(f"--views {text}: write clips and crops, as in 10x3")
+    return {"clips": int(found[1]), "crops": int(found[2])}
 
 
 def _seeded(e: Explanation, seed: int) -> Explanation:

@@ -14,7 +14,7 @@ from tubelens.errors import OptionError
 from tubelens.loading import load_model
 from tubelens.methods import accepts, method, option_names
 from tubelens.model import Model, TorchModel
-from tubelens.video import ClipWindows
+from tubelens.video import ClipViews, ClipWindows
 
 # ── which network ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,7 +157,7 @@ class SampledOnce(Sampled):
     network's recipe does."""
 
 
-def too_short(video: str, clip: Clip | ClipWindows) -> None:
+def too_short(video: str, clip: Clip | ClipWindows | ClipViews) -> None:
     """A note where frames were repeated or padded."""
     if clip.source.padded:
         note(f"{video}: too short for the clip: {clip.source.padded} frames were repeated or padded")
