@@ -142,7 +142,7 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_that_are_not_affine_are_refused(head: str):
     net = order_one(Small(head=HEADS[head]), clip().pixels[None])
-    with pytest.raises(HeadError, match=r"affine from layer 'body' on.*Grad-CAM"):
+    with pytest.raises(HeadError, match=r"affine from layer 'body' on.*gradcam"):
         Tubes()(model(net, "body"), clip(), [Logit(0)])
 
 
