@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tubelens.errors import InputError
 from tubelens.model import InputSpec
 from tubelens.zoo.hara_resnet import HARA, PACK_2018, PACK_2020
 from tubelens.zoo.recipe import Recipe, Style
+from tubelens.zoo.sized import at_least
 
 STEM, GROWTH, BOTTLENECK = 64, 32, 4 * 32
 BLOCKS = (6, 12, 24, 16)
@@ -97,12 +97,7 @@ class DenseNet121(nn.Module):
         Raises:
             InputError: too short or too small a clip.
         """
-        if any(have < least for have, least in zip(clips.shape[2:], LEAST, strict=True)):
-            t, h, w = clips.shape[2:]
-            raise InputError(
-                f"3D-DenseNet-121 needs at least {LEAST[0]} frames of {LEAST[1]}x{LEAST[2]},"
-                f" got {t} of {h}x{w}"
-            )
+        at_least(clips, LEAST, "3D-DenseNet-121")
         logits: Tensor = self.classifier(self.features(clips).mean(dim=(2, 3, 4)))
         return logits
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tubelens.errors import InputError
 from tubelens.model import InputSpec
 from tubelens.zoo.recipe import Pack, Recipe, Style
+from tubelens.zoo.sized import at_least
 
 Triple = tuple[int, int, int]
 MIXED: dict[str, tuple[int, int, int, int, int, int]] = {  # features of b0, b1a, b1b, b2a, b2b, b3b
@@ -42,7 +42,7 @@ POOLED: dict[str, tuple[str, Triple, Triple]] = {  # the pool before a block: na
     "Mixed_5b": ("MaxPool3d_5a_2x2", (2, 2, 2), (2, 2, 2)),
 }
 WINDOW: Triple = (2, 7, 7)  # of the mean before the classifier, slid by one
-STRIDE: Triple = (8, 32, 32)  # of Mixed_5c
+LEAST: Triple = (9, 193, 193)  # frames and pixels that give as many cells, at strides of 8, 32 and 32
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -154,12 +154,7 @@ class I3D(nn.Sequential):
         Raises:
             InputError: too short or too small a clip.
         """
-        least = [(w - 1) * s + 1 for w, s in zip(WINDOW, STRIDE, strict=True)]
-        t, h, w = clips.shape[2:]
-        if t < least[0] or h < least[1] or w < least[2]:
-            raise InputError(
-                f"I3D needs at least {least[0]} frames of {least[1]}x{least[2]}, got {t} of {h}x{w}"
-            )
+        at_least(clips, LEAST, "I3D")
         x = clips
         for module in self:
             x = module(x)

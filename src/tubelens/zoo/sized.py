@@ -51,3 +51,15 @@ class Sized:
                 f" pixels ({self.why}), not of {t} frames of {h} x {w}"
             )
         return self.pack(clips)
+
+
+def at_least(clips: Float[Tensor, "b c t h w"], least: tuple[int, int, int], who: str) -> None:
+    """Check that a network's strides leave something of the clips.
+
+    Raises:
+        InputError: fewer frames, rows or columns than `least`.
+    """
+    have = tuple(clips.shape[2:])
+    if any(n < m for n, m in zip(have, least, strict=True)):
+        (t, h, w), (frames, rows, columns) = have, least
+        raise InputError(f"{who} needs at least {frames} frames of {rows}x{columns}, got {t} of {h}x{w}")

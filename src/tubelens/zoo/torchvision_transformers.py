@@ -17,7 +17,7 @@ from tubelens.layout import Layout
 from tubelens.model import Attention, InputSpec, LayoutOf
 from tubelens.zoo.recipe import Normalise, Recipe
 from tubelens.zoo.sized import Sized
-from tubelens.zoo.torchvision_video import LICENCE, build, cached, fetch, identify
+from tubelens.zoo.torchvision_video import build, official
 
 FAN = "Fan et al., Multiscale Vision Transformers, ICCV 2021"
 LI = "Li et al., MViTv2: Improved Multiscale Vision Transformers for Classification and Detection, CVPR 2022"
@@ -82,14 +82,10 @@ def _mvit(name: str, source: str, parameters: int) -> Recipe:
         source=source,
         parameters=parameters,
         classes=400,
-        official=("KINETICS400_V1",),
-        fetch=partial(fetch, name),
-        identify=partial(identify, name),
-        cached=partial(cached, name),
         layouts=mvit_layouts(),
-        licence=LICENCE,
         tubes=CLASS_TOKEN,
         attention=MVIT_ATTENTION,
+        **official(name),
     )
 
 
@@ -107,12 +103,8 @@ def _swin(name: str, depths: tuple[int, int, int, int], parameters: int) -> Reci
         source=LIU,
         parameters=parameters,
         classes=400,
-        official=("KINETICS400_V1",),
-        fetch=partial(fetch, name),
-        identify=partial(identify, name),
-        cached=partial(cached, name),
-        licence=LICENCE,
         attention=Attention(blocks, "windows", "mean", merged_tokens),
+        **official(name),
     )
 
 

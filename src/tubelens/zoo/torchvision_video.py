@@ -64,6 +64,17 @@ def identify(name: str, path: str) -> Sequence[str] | None:
     return None
 
 
+def official(name: str) -> dict[str, Any]:
+    """What a recipe says of official weights, the same for all networks of torchvision."""
+    return {
+        "official": ("KINETICS400_V1",),
+        "fetch": partial(fetch, name),
+        "identify": partial(identify, name),
+        "cached": partial(cached, name),
+        "licence": LICENCE,
+    }
+
+
 def _recipe(name: str, spec: InputSpec, layer: str, head: str, source: str, parameters: int) -> Recipe:
     builder: Callable[[int], nn.Module] = partial(build, name)
     return Recipe(
@@ -76,11 +87,7 @@ def _recipe(name: str, spec: InputSpec, layer: str, head: str, source: str, para
         source,
         parameters,
         classes=400,
-        official=("KINETICS400_V1",),
-        fetch=partial(fetch, name),
-        identify=partial(identify, name),
-        cached=partial(cached, name),
-        licence=LICENCE,
+        **official(name),
     )
 
 
