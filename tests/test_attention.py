@@ -244,6 +244,21 @@ def test_chefer_is_the_papers_recursion(readout: str, kind: str):
     assert not torch.allclose(found[0].grid, found[1].grid, rtol=0.1)
 
 
+@pytest.mark.parametrize("readout", ["class", "mean"])
+def test_small_relevance_is_not_lost_beside_the_identity(readout: str):
+    """A head of a hundred-thousandth gives a map of a hundred-thousandth: M is linear in the gradient."""
+    model = tiny(readout=readout)
+    (large,) = Chefer()(model, clip(), [Logit(1)])
+    with torch.no_grad():
+        model.module.fc.weight.mul_(1e-6)
+    (small,) = Chefer()(model, clip(), [Logit(1)])
+    with torch.no_grad():
+        model.module.fc.weight.mul_(0.1)
+    (tenth,) = Chefer()(model, clip(), [Logit(1)])
+    torch.testing.assert_close(tenth.grid, small.grid / 10, rtol=1e-3, atol=0)
+    assert float(large.grid.max()) > 1e4 * float(small.grid.max())
+
+
 class Attends(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)

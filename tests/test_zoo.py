@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def test_recipes_agree_with_torchvision(name: str):
     assert list(recipe.spec.size) == preset.crop_size
     assert list(recipe.spec.resize) == preset.resize_size  # type: ignore[arg-type]
     assert recipe.parameters == weights.meta["num_params"]
+    assert recipe.spec.views == (int(re.findall(r"clips_per_video=(\d+)", weights.meta["_docs"])[0]), 1)
     assert recipe.parameters == sum(p.numel() for p in recipe.build(400).parameters())
     assert set(recipe.official) | {"DEFAULT"} == set(get_model_weights(name).__members__)
     video = torch.rand(1, 3, 2, *recipe.spec.size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tubelens.budget import one_forward, within
 from tubelens.capture import capturing
 from tubelens.clip import Clip
-from tubelens.errors import OptionError, TargetError
+from tubelens.errors import InputError, OptionError, TargetError
 from tubelens.explanation import Explanation
 from tubelens.layout import Grid
 from tubelens.loading import class_count
@@ -124,6 +124,11 @@ def explain_all(
     """
     if not methods:
         raise OptionError("no method given (`tubelens methods` lists them)")
+    if not isinstance(clip, Clip | ClipWindows | ClipViews):
+        raise InputError(
+            f"a clip is explained, not {type(clip).__name__}: read one with model.read(path), or make one of"
+            " frames (t, h, w, c) with tubelens.Clip.from_array(frames)"
+        )
     made = [method_named(m) if isinstance(m, str) else m for m in methods]
     for m in made:
         _possible(model, m)
@@ -238,6 +243,7 @@ def _explain_windows(
     parts: list[list[list[Grid]]] = []  # a window: a list of parts for each explanation
     values: list[list[float]] = []
     found: list[list[dict[str, float]]] = []
+    notes: list[list[tuple[str, ...]]] = []
     last: list[list[Explanation]] = []
     for first, clip in windows:
         last, seen = _explain_clip(model, clip, methods, target, quiet)
@@ -247,6 +253,7 @@ def _explain_windows(
         parts.append([[put(part) for part in e.parts] for e in every])
         values.append([e.provenance.score for e in every])
         found.append([e.provenance.facts for e in every])
+        notes.append([e.provenance.notes for e in every])
         run.tell(first_pass + len(scores), total)
     whole = torch.cat(scores)
     predicted = predictions(model, whole)
@@ -267,7 +274,7 @@ def _explain_windows(
                 backwards=n * e.provenance.backwards,
                 seconds=seconds,
                 facts=_means(facts[i] for facts in found) | {"windows": float(n)},
-                notes=(*e.provenance.notes, OVER_WINDOWS),
+                notes=(*dict.fromkeys(line for rows in notes for line in rows[i]), OVER_WINDOWS),
             ),
         )
         for i, e in enumerate(e for row in last for e in row)

@@ -171,7 +171,8 @@ class Explanation:
         _, h, w = self.size
         y, x = _axis(min(h, 32), h), _axis(min(w, 32), w)
         low, high = self.limits
-        return torch.stack([scaled(frame, low, high).mean() for frame in self._stream(tau, y, x)])
+        # places that no crop saw count neither way
+        return torch.stack([scaled(frame, low, high).nanmean() for frame in self._stream(tau, y, x)])
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write it; the suffix decides what: a drawing, a folder of frames (no suffix), or the numbers.

@@ -64,7 +64,7 @@ class InputSpec:
         antialias: whether resizing filters before it shrinks.
         sampling: which frames `model.read` takes unless told: `uniform`, `dense`, `segments`, `random`.
         snippet: consecutive frames in each segment of `segments` sampling.
-        views: clips and crops that the network is tested with (`model.views`).
+        views: clips and crops that the network is tested with, where that is known (`model.views`).
     """
 
     frames: int = 16
@@ -76,7 +76,7 @@ class InputSpec:
     antialias: bool = True
     sampling: str = "uniform"
     snippet: int = 1
-    views: tuple[int, int] = (10, 1)
+    views: tuple[int, int] = (1, 1)
 
     def stride_at(self, fps: float) -> int:
         """The training stride on a video of `fps` frames a second, at least 1."""
@@ -309,10 +309,16 @@ def frozen(model: M, clips: Float[Tensor, "b c t h w"]) -> M:
     So a normalisation by the clip's own mean does not change when evidence is removed from it.
     """
     for name in ("pack", "score"):
-        freeze = getattr(getattr(model, name, None), "frozen", None)
-        if freeze is not None:
-            return replace(model, **{name: freeze(clips)})  # type: ignore[type-var]
+        part = getattr(model, name, None)
+        if hasattr(part, "frozen"):
+            return replace(model, **{name: frozen_part(part, clips)})  # type: ignore[type-var]
     return model
+
+
+def frozen_part(part: M, clips: Float[Tensor, "b c t h w"]) -> M:
+    """A `pack` or a `score` likewise; as it is where it takes nothing from a clip."""
+    freeze = getattr(part, "frozen", None)
+    return part if freeze is None else freeze(clips)
 
 
 def network(model: Scorer, who: str) -> TorchModel:

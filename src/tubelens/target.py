@@ -131,7 +131,10 @@ def class_index(wanted: int | str, classes: int, labels: Sequence[str] | None) -
         index = int(wanted)
     except ValueError:
         if labels:
-            raise TargetError(f"unknown label {wanted!r}{nearest(str(wanted), labels)}") from None
+            near = (
+                nearest(str(wanted), labels) or f" (there are {len(labels)}, such as {', '.join(labels[:3])})"
+            )
+            raise TargetError(f"unknown label {wanted!r}{near}") from None
         raise TargetError(f"unknown label {wanted!r}: this model has no labels, give a class index") from None
     if not 0 <= index < classes:
         raise TargetError(

@@ -10,7 +10,22 @@ import pytest
 from tests.cli.commands import done, tubelens
 from tubelens import zoo
 from tubelens.cli import models
+from tubelens.zoo import extras
 from tubelens.zoo.recipe import EXACT
+
+
+def test_a_machine_without_any_extra_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = extras.importlib.import_module
+
+    def absent(package: str) -> object:
+        if package.split(".")[0] in models.PACKAGES.values():
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return own(package)
+
+    monkeypatch.setattr(extras.importlib, "import_module", absent)
+    monkeypatch.setattr(models, "installed", lambda package: False)
+    for argument in ((), ("slowfast_r50",), ("--json",)):
+        assert "slowfast_r50" in done("models", *argument).out
 
 
 def test_the_table_names_all_within_100_columns() -> None:

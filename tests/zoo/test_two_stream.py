@@ -15,7 +15,7 @@ from tests.perturbed import clip
 from tests.test_flow import moving
 from tests.videos import write_video
 from tubelens.errors import HeadError, OptionError
-from tubelens.model import InputSpec
+from tubelens.model import InputSpec, frozen
 from tubelens.zoo.recipe import Pack
 from tubelens.zoo.two_stream import two_stream
 
@@ -112,7 +112,26 @@ def test_a_video_file_becomes_five_bands(tmp_path: Path):
     assert why.save(tmp_path / "why.png").stat().st_size > 1000
 
 
+def test_statistics_of_either_stream_are_frozen():
+    scored = replace(RGB, pack=Pack(zscore=True))
+    model = two_stream(scored, FLOW, average="logits")
+    video = five()
+    dark = video.pixels.clone()
+    dark[:, 4:] = 0
+    held = frozen(model, video.pixels[None])
+    want = (frozen(scored, video.pixels[None, :3])(dark[None, :3]) + FLOW(dark[None, 3:])) / 2
+    torch.testing.assert_close(held(dark[None]), want)
+    assert not torch.allclose(model(dark[None]), want, atol=1e-2)
+
+
 def test_streams_that_do_not_go_together_are_refused():
+    one = replace(FLOW, labels=None, unpack=lambda scores: scores[:, :1])
+    with pytest.raises(OptionError, match="the same classes, not 4 and 1"):
+        two_stream(RGB, one)
+    with pytest.raises(OptionError, match="one stream gives sigmoids"):
+        two_stream(RGB, replace(FLOW, output="sigmoid"))
+    with pytest.raises(OptionError, match="must be positive"):
+        two_stream(RGB, FLOW, weights=(float("nan"), 1.0))
     with pytest.raises(OptionError, match="must take frames and flow"):
         two_stream(RGB, RGB)
     with pytest.raises(OptionError, match="clips of one size"):

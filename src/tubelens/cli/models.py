@@ -108,6 +108,8 @@ def facts(r: Recipe) -> dict[str, Any]:
 
 def cache(r: Recipe, official: str) -> Path | None:
     """The file in which official weights lie on this machine; None where they do not."""
+    if r.extra is not None and not _is_installed(r.extra):
+        return None  # the library knows the name of the file
     if r.cached is not None:
         at = Path(r.cached(official))
         return at if at.exists() else None

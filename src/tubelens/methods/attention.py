@@ -131,30 +131,28 @@ class Chefer:
 def relevance(attended: Attended, flow: Flow, target: Target) -> Tokens:
     """The readout's row of `R - I`: blocks are met from the last to the first, as the row needs them."""
     first = flow.start([])
-    row = first.clone()
+    gained = torch.zeros_like(first)  # R - I by itself: taken as a difference, small values would be lost
 
     def visit(i: int, matrix: Matrix) -> None:
-        row.add_(flow.back(i, matrix, row.clone()))
+        gained.add_(flow.back(i, matrix, first + gained))
 
     attended.weighted(target, visit)
-    return row - first
+    return gained
 
 
 def queried(attended: Attended, flow: Flow, target: Target) -> Tokens:
     """Likewise of a pooler's query; matrices are kept, because rows are summed from the first block on."""
     kept: dict[int, Tensor] = {}
     attended.weighted(target, kept.__setitem__)
-    ones = torch.ones(flow.count, device=attended.scores.device)
-    column = ones
+    sums = torch.zeros(flow.count, device=attended.scores.device)
     for i in range(flow.blocks):
-        column = column + flow.onward(i, kept[i], column)
-    sums = column - 1
+        sums = sums + flow.onward(i, kept[i], 1 + sums)
     query = kept[flow.blocks][0, 0]
     share = torch.where(sums > 0, query / sums, 0)
-    row = share
+    gained = torch.zeros_like(share)
     for i in reversed(range(flow.blocks)):
-        row = row + flow.back(i, kept[i], row)
-    return row - share + query
+        gained = gained + flow.back(i, kept[i], share + gained)
+    return gained + query
 
 
 @dataclass(frozen=True, eq=False)

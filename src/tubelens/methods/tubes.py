@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tubelens.capture import Capture, capturing
 from tubelens.clip import Clip
-from tubelens.errors import HeadError, LayerError
+from tubelens.errors import HeadError, LayerError, OptionError
 from tubelens.explanation import Explanation
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder
@@ -67,6 +67,7 @@ class Tubes:
             LayerError, ScoreError: see `tubelens.capture`.
         """
         start = time.perf_counter()
+        one_layer(self.layer)
         count = len(targets)
         with capturing(model, clip.pixels[None], self.layer, probe=True, targets=count) as capture:
             return self.from_capture(capture, clip, targets, start)
@@ -76,6 +77,7 @@ class Tubes:
     ) -> list[Explanation]:
         """The same from a capture (made with `probe=True`) that other methods share."""
         start = time.perf_counter() if start is None else start
+        one_layer(self.layer)
         capture = capture.clip(0).at(self.layer)
         if capture.alone is None or self.select is not None:
             gradients, constants, error = affine_head(capture, targets)
@@ -122,6 +124,19 @@ class Tubes:
             return torch.stack([self._terms(g, activations).sum(dim=0) for g in gradients])
         maps = torch.einsum("ncthw,cthw->nthw", gradients, activations)
         return maps * activations[0].numel() if self.parity == "paper" else maps
+
+
+def one_layer(layer: object) -> None:
+    """Check that one layer is named, or none.
+
+    Raises:
+        OptionError: several: their contributions are to different sums.
+    """
+    if layer is not None and not isinstance(layer, str):
+        raise OptionError(
+            "tubes explain one layer at a time, because each is split over its own cells: name one, or fuse"
+            " several with gradcam or layercam"
+        )
 
 
 def affine_head(

@@ -42,6 +42,7 @@ BUNDLED = Recipe(
     official=("bundled",),
     fetch=bundled.fetch,
     identify=bundled.identify,
+    licence="MIT",
 )
 FAMILIES: tuple[tuple[Recipe, ...], ...] = (
     (BUNDLED,),
@@ -86,6 +87,11 @@ def load(
     """
     recipe = MODELS.get(name)
     if recipe is None:
+        if Path(name).suffix in (".pt", ".pth", ".tar", ".safetensors", ".py", ".pyth"):
+            raise OptionError(
+                f"{name} is no network: give its name, or the function that makes it, and the weights"
+                " apart, as in --model net.py:factory --weights net.pth"
+            )
         raise OptionError(f"unknown model {name!r}{nearest(name, MODELS)}: `tubelens models` lists them")
     if weights is None and name == "bundled":
         weights = recipe.official[0]
@@ -167,4 +173,6 @@ def _built_for(recipe: Recipe, head: Tensor | None, name: str) -> nn.Module:
         raise CheckpointError(
             f"{name}: these are not weights of {recipe.name}: no {recipe.head!r} among them"
         )
+    if head.ndim == 0 or head.shape[0] == 0:
+        raise CheckpointError(f"{name}: {recipe.head!r} has no classes (shape {tuple(head.shape)})")
     return recipe.build(head.shape[0])

@@ -126,7 +126,7 @@ def _recipe(name: str, pack: Pack, parameters: int, classes: int) -> Recipe:
     return Recipe(
         name,
         C3D,
-        InputSpec(16, (112, 112), resize=(128, 171)),
+        InputSpec(16, (112, 112), resize=(128, 171), views=(10, 1)),
         pack,
         layer="relu5b",
         head="fc8.weight",

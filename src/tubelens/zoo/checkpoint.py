@@ -5,6 +5,7 @@ network, every fault listed.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a plain state dict: loading it would run code that is in the file"
-            f" ({_first_line(error)}); if you trust where it comes from, say so with --trust (trust=True);"
+            f"{_culprit(error)}; if you trust where it comes from, say so with --trust (trust=True);"
             " better, save `model.state_dict()` as safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, ImportError) as error:
@@ -95,6 +96,12 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], name: str, architecture:
         ]
         raise CheckpointError(f"{name}: these are not weights of {architecture}: {'; '.join(faults)}")
     module.load_state_dict(dict(state), strict=False)
+
+
+def _culprit(error: BaseException) -> str:
+    """What the file asks to run, where torch names it."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _first_line(error: BaseException) -> str:

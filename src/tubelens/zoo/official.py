@@ -32,8 +32,8 @@ def downloaded(url: str, network: str, weights: str) -> Path:
     """
     file = kept(url)
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_in_name(file), progress=False)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise CheckpointError(

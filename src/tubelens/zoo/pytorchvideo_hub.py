@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from tubelens.errors import CheckpointError
-from tubelens.model import InputSpec
+from tubelens.model import InputSpec, frozen_part
 from tubelens.zoo.checkpoint import read_checkpoint
 from tubelens.zoo.extras import need
 from tubelens.zoo.official import downloaded, kept
@@ -132,6 +132,10 @@ class Pathways:
         frames = slow_frames(clips.shape[2], self.alpha)
         return [fast.index_select(2, torch.tensor(frames, device=fast.device)), fast]
 
+    def frozen(self, clips: Float[Tensor, "b c t h w"]) -> Pathways:
+        """With the statistics of these intact clips, where `pack` takes any."""
+        return replace(self, pack=frozen_part(self.pack, clips))
+
 
 def slow_frames(frames: int, alpha: int = ALPHA) -> list[int]:
     """Which frames the slow pathway sees: as the networks were trained, from the first to the very last."""
@@ -205,7 +209,7 @@ def _recipe(
     return Recipe(
         name,
         builder,
-        InputSpec(frames, (side, side), resize=side, rate=30 / stride, antialias=False),
+        InputSpec(frames, (side, side), resize=side, rate=30 / stride, antialias=False, views=(10, 3)),
         Sized(normalise, *least, name, "its head averages windows of as many cells as these give"),
         layer=layer,
         head=f"blocks.{head}.proj.weight",
@@ -245,7 +249,7 @@ def _mvit(name: str, official: str, frames: int, stride: int, parameters: int) -
     )
     return replace(
         recipe,
-        spec=replace(recipe.spec, resize=256),
+        spec=replace(recipe.spec, resize=256, views=(5, 1)),
         pack=Sized(normalise, frames, 224, name, FIXED, exact="thw"),
         head="head.proj.weight",
         layouts=mvit_layouts(),

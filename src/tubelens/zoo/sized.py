@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tubelens.errors import InputError
+from tubelens.model import frozen_part
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Sized:
                 f" pixels ({self.why}), not of {t} frames of {h} x {w}"
             )
         return self.pack(clips)
+
+    def frozen(self, clips: Float[Tensor, "b c t h w"]) -> Sized:
+        """With the statistics of these intact clips, where `pack` takes any."""
+        return replace(self, pack=frozen_part(self.pack, clips))
 
 
 def at_least(clips: Float[Tensor, "b c t h w"], least: tuple[int, int, int], who: str) -> None:

@@ -75,7 +75,7 @@ def _mvit(name: str, source: str, parameters: int) -> Recipe:
     return Recipe(
         name,
         builder,
-        InputSpec(16, (224, 224), resize=256, rate=7.5, antialias=False),
+        InputSpec(16, (224, 224), resize=256, rate=7.5, antialias=False, views=(5, 1)),
         Sized(Normalise(MVIT_MEAN, MVIT_STD), 16, 224, name, FIXED, exact="thw"),
         layer=f"blocks.{MVIT_BLOCKS - 1}.norm1",
         head="head.1.weight",
@@ -96,7 +96,7 @@ def _swin(name: str, depths: tuple[int, int, int, int], parameters: int) -> Reci
     return Recipe(
         name,
         builder,
-        InputSpec(32, (224, 224), resize=256, rate=15.0, antialias=False),
+        InputSpec(32, (224, 224), resize=256, rate=15.0, antialias=False, views=(12, 1)),
         Normalise(SWIN_MEAN, SWIN_STD),
         layer="norm",
         head="head.weight",

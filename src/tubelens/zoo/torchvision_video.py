@@ -92,7 +92,7 @@ def _recipe(name: str, spec: InputSpec, layer: str, head: str, source: str, para
 
 
 # the official preprocessing resizes without a filter, to a fixed size whatever the aspect ratio
-SMALL = InputSpec(16, (112, 112), resize=(128, 171), rate=15.0, antialias=False)
+SMALL = InputSpec(16, (112, 112), resize=(128, 171), rate=15.0, antialias=False, views=(5, 1))
 LARGE = InputSpec(128, (224, 224), resize=(256, 256), rate=15.0, antialias=False)
 
 RECIPES = (

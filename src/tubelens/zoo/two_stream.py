@@ -6,14 +6,15 @@ Carreira & Zisserman, CVPR 2017).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelens.errors import OptionError
-from tubelens.model import TorchModel
+from tubelens.model import TorchModel, frozen_part
 from tubelens.target import logits, probabilities
 
 Average = Literal["logits", "probs"]
@@ -42,6 +43,30 @@ class Streams(nn.Module):
         ]
         a, b = (w / sum(self._weights) for w in self._weights)
         return a * both[0] + b * both[1]
+
+
+@dataclass(frozen=True)
+class Both:
+    """What the two networks are fed.
+
+    Attributes:
+        rgb, flow: their own packs.
+        bands: of the first; the rest are the second's.
+    """
+
+    rgb: Callable[[Tensor], Any]
+    flow: Callable[[Tensor], Any]
+    bands: int
+
+    def __call__(self, clips: Float[Tensor, "b c t h w"]) -> tuple[Any, Any]:
+        """The inputs of both."""
+        return self.rgb(clips[:, : self.bands]), self.flow(clips[:, self.bands :])
+
+    def frozen(self, clips: Float[Tensor, "b c t h w"]) -> Both:
+        """With the statistics of these intact clips, where either takes any."""
+        halves = clips[:, : self.bands], clips[:, self.bands :]
+        rgb, flow = (frozen_part(p, c) for p, c in zip((self.rgb, self.flow), halves, strict=True))
+        return replace(self, rgb=rgb, flow=flow)
 
 
 def two_stream(
@@ -80,18 +105,20 @@ def two_stream(
         raise OptionError(f"the streams must take clips of one size, not {ours} and {theirs}")
     if rgb.labels is not None and flow.labels is not None and list(rgb.labels) != list(flow.labels):
         raise OptionError("the streams must have the same labels in the same order")
-    if min(weights) < 0 or sum(weights) <= 0:
+    if not (min(weights) >= 0 and sum(weights) > 0):  # also catches NaN
         raise OptionError(f"the weights of the streams must be positive, not {weights}")
-    n = len(rgb.spec.bands)
-
-    def pack(clips: Float[Tensor, "b c t h w"]) -> tuple[Any, Any]:
-        return rgb.pack(clips[:, :n]), flow.pack(clips[:, n:])
-
+    if average not in get_args(Average):
+        raise OptionError(f"what is averaged is 'probs' or 'logits', not {average!r}")
+    if average == "probs" and rgb.output != flow.output and "sigmoid" in (rgb.output, flow.output):
+        raise OptionError("one stream gives sigmoids and the other does not: average='logits'")
+    ours_, theirs_ = (_classes(m) for m in (rgb, flow))
+    if ours_ != theirs_:
+        raise OptionError(f"the streams must have the same classes, not {ours_} and {theirs_}")
     return TorchModel(
         module=Streams(rgb, flow, weights, average),
-        pack=pack,
+        pack=Both(rgb.pack, flow.pack, len(rgb.spec.bands)),
         spec=replace(rgb.spec, bands=(*rgb.spec.bands, *flow.spec.bands)),
-        output=average,
+        output=rgb.output if average == "probs" and rgb.output == "sigmoid" else average,
         labels=rgb.labels if rgb.labels is not None else flow.labels,
         layer=None if rgb.layer is None else f"rgb.{rgb.layer}",
         layouts={
@@ -108,6 +135,11 @@ def two_stream(
         weights=f"{rgb.weights}; {flow.weights}",
         verified=rgb.verified and flow.verified,
     )
+
+
+def _classes(model: TorchModel) -> int:
+    spec = model.spec
+    return int(model(torch.zeros(1, len(spec.bands), spec.frames, *spec.size)).shape[1])
 
 
 def _find(rgb: TorchModel, flow: TorchModel) -> Callable[[str], nn.Module]:
