@@ -204,3 +204,15 @@ def test_nothing_on_the_sheet_overlaps_or_leaves_it():
                 and min(box.x1, other.x1) - max(box.x0, other.x0) > 1
                 and min(box.y1, other.y1) - max(box.y0, other.y0) > 1
             )
+
+
+def test_frames_that_a_network_was_not_given_are_marked():
+    whole, start = grid("AB", "x")
+    times = whole.source.times
+    start = replace(start, source=replace(start.source, span=(times[0], times[len(times) // 4])))
+    said = [t.get_text() for ax in figure([whole, start], frames=4).axes for t in ax.texts]
+    shown = [times[0], *(times[-1] * i / 3 for i in (1, 2, 3))]
+    assert (
+        said.count("not seen") == sum(t > start.source.span[1] + 0.5 / start.source.fps for t in shown) == 3
+    )
+    assert not [t for ax in figure([whole, whole], frames=4).axes for t in ax.texts if "seen" in t.get_text()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +24,8 @@ from tubelens.render.source import Moments, On, open_source, over_time
 _LEFT, _RIGHT, _GAP, _BETWEEN = 0.12, 0.72, 0.03, 0.16
 _TOP, _HEAD, _NAME, _CURVE, _REST = 0.78, 0.24, 0.19, 0.2, 0.16
 _HEAT = "#1b6ca8"
+NOT_SEEN = "not seen"
+_NOT_SEEN: dict[str, Any] = {"fontsize": 7, "color": "white", "bbox": {"color": "#00000099", "pad": 2}}
 
 
 def comparison(
@@ -94,7 +97,11 @@ def comparison(
             name = titles[i or 0] + (f" ({style})" if len(how.styles) > 1 else "")
             with quiet():
                 _write_cell(sheet, e, name, left, top + _HEAD, cell_w)
-            strip(c, top + _HEAD + _NAME, pictures[i, style])
+            for ax, seconds in zip(
+                strip(c, top + _HEAD + _NAME, pictures[i, style]), shown.times, strict=True
+            ):
+                if not saw(e, seconds):
+                    ax.text(0.5, 0.5, NOT_SEEN, transform=ax.transAxes, ha="center", va="center", **_NOT_SEEN)
             if curve:
                 ax = axes(left, top + _HEAD + _NAME + h + 0.03, cell_w - _GAP, curve - 0.03)
                 _curve(ax, over_time(e, span), span, shown.times, last=r == len(table) - 1)
@@ -104,6 +111,12 @@ def comparison(
         bar = axes(left, _TOP + h + 0.22 + _HEAD + _NAME, 0.11, max(h, 0.5))
         colour_bar(sheet, bar, table_of_colours, many)
     return sheet
+
+
+def saw(e: Explanation, seconds: float) -> bool:
+    """Whether the frame shown at that moment lies within what the network was given."""
+    (start, end), half = e.source.span, 0.5 / e.source.fps
+    return start - half <= seconds <= end + half
 
 
 def _titles(many: Sequence[Explanation]) -> list[str]:
