@@ -46,10 +46,15 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=not trust)
         )
     except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"not plain weights: loading them would run code that is in the file ({culprit[1]})"
+            if culprit
+            else "cannot be read as weights without running code, if that is what it holds"
+        )
         raise CheckpointError(
-            f"{path}: not a plain state dict: loading it would run code that is in the file"
-            f"{_culprit(error)}; if you trust where it comes from, say so with --trust (trust=True);"
-            " better, save `model.state_dict()` as safetensors"
+            f"{path}: {what}; if you trust where it comes from, say so with --trust (trust=True); better, save"
+            " `model.state_dict()` as safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, ImportError) as error:
         raise CheckpointError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
@@ -96,12 +101,6 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], name: str, architecture:
         ]
         raise CheckpointError(f"{name}: these are not weights of {architecture}: {'; '.join(faults)}")
     module.load_state_dict(dict(state), strict=False)
-
-
-def _culprit(error: BaseException) -> str:
-    """What the file asks to run, where torch names it."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f" ({found[1]})" if found else ""
 
 
 def _first_line(error: BaseException) -> str:
