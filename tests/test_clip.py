@@ -54,6 +54,19 @@ def test_moments_between_and_beyond_frames():
     # a short video sampled twice a frame: each source frame has the mean of its numbers
     twice = replace(source, times=(0.0, 0.0, 0.1, 0.1, 0.2, 0.2))
     np.testing.assert_allclose(twice.clip_index([0.0, 0.1, 0.2]), [0.5, 2.5, 4.5])
+    # overlapping snippets 0 1 2, 1 2 3, 2 3 3: every frame is found where the clip shows it
+    frames = [0, 1, 2, 1, 2, 3, 2, 3, 3]
+    overlapping = replace(source, times=tuple(i / 10 for i in frames))
+    found = overlapping.clip_index([0.0, 0.1, 0.2, 0.3])
+    np.testing.assert_allclose(found, [0, 1, 4, 7])
+    assert [frames[int(i)] for i in found] == [0, 1, 2, 3]
+
+
+def test_segments_of_several_clips_are_spread_within_each():
+    assert Segments(4).pick_views(40, 2) == [[2, 12, 22, 32], [7, 17, 27, 37]]
+    assert Segments(4, 2).pick_views(21, 2) == [[2, 3, 12, 13], [7, 8, 17, 18]]
+    for n in (1, 3, 5, 8, 31, 32, 100):
+        assert Segments(8, 4).pick_views(n, 1) == [Segments(8, 4).pick(n)]
 
 
 def test_uniform_is_the_published_linspace():

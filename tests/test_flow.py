@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +144,83 @@ def test_bad_flow_is_one_line(tmp_path: Path):
     Image.fromarray(np.zeros((20, 24), np.uint8)).save(tmp_path / "flow_y_0.png")
     with pytest.raises(VideoError, match="3 images of flow to the right but 1 downwards"):
         read_spec(tmp_path, SPEC)
+
+
+def rising(path: Path, frames: int) -> Path:
+    """Flow of as many pixels to the right as the frame's number, up to 19, then from 0 again."""
+    flow = np.zeros((frames, 16, 16, 2), np.float32)
+    flow[..., 0] = (np.arange(frames) % 20)[:, None, None]
+    np.save(path, flow)
+    return path
+
+
+SMALL = InputSpec(16, (16, 16), bands=("U", "V"), stride=3, snippet=4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "sampling", "options"),
+    [
+        (8, None, {}),
+        (8, "segments", {}),
+        (8, "random", {"seed": 1}),
+        (8, "dense", {}),
+        (8, "dense", {"pad": "zero"}),
+        (8, None, {"start": 0.08}),
+        (70, None, {}),
+        (70, None, {"stride": 2}),
+        (70, None, {"stride": 2, "start": 0.4}),
+        (70, "uniform", {"stride": 2}),
+        (70, "segments", {}),
+        (70, "random", {"seed": 3}),
+    ],
+)
+def test_flow_is_sampled_as_colours_are(
+    frames: int, sampling: str | None, options: dict[str, Any], tmp_path: Path
+):
+    clip = read_spec(rising(tmp_path / "f.npy", frames), SMALL, sampling, **options)
+    levels = np.repeat((np.arange(frames, dtype=np.uint8) % 20)[:, None, None, None], 16, axis=1)
+    same = replace(SMALL, bands=("Y",))
+    other = read_spec(np.repeat(levels, 16, axis=2), same, sampling, **options)
+    real = other.pixels[0, :, 0, 0] * 255
+    moved = pixels_a_frame(clip)[0, :, 0, 0]
+    torch.testing.assert_close(moved, real, atol=1e-3, rtol=0)  # black and rest are both 0 here
+    ours, theirs = clip.source, other.source
+    assert (ours.times, ours.span, ours.padded) == (theirs.times, theirs.span, theirs.padded)
+    assert ours.sampling == f"{theirs.sampling}, flow to the next frame"
+
+
+def test_motion_in_a_short_video_is_found_where_it_happens(tmp_path: Path):
+    source = read_spec(rising(tmp_path / "f.npy", 8), SMALL).source  # 0 0 0 1 1 2 2 3 3 4 4 5 5 6 6 7
+    np.testing.assert_allclose(
+        source.clip_index([i / 25 for i in range(8)]), [1, 3.5, 5.5, 7.5, 9.5, 11.5, 13.5, 15]
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampling", "options", "message"),
+    [
+        ("segments", {"stride": 2}, "segments sampling takes no stride"),
+        ("segments", {"start": 0.2}, "segments sampling takes no start"),
+        (None, {"stride": 0}, "frames and stride must be at least 1"),
+        ("windows", {}, "windows are not one clip, and clips with optical flow are read one at a time"),
+    ],
+)
+def test_sampling_that_means_nothing_is_refused(
+    sampling: str | None, options: dict[str, Any], message: str, tmp_path: Path
+):
+    with pytest.raises(OptionError, match=message):
+        read_spec(rising(tmp_path / "f.npy", 8), SMALL, sampling, **options)
+
+
+@pytest.mark.parametrize("bands", [("U", "V"), ("R", "G", "B", "U", "V")])
+def test_windows_and_views_of_flow_are_one_line(bands: tuple[str, ...], tmp_path: Path):
+    model = tl.BlackBox(lambda clips: clips.mean(dim=(2, 3, 4)), spec=replace(SMALL, bands=bands))
+    rising(tmp_path / "f.npy", 30)
+    write_video(tmp_path / "v.mp4", moving(1, 1))
+    for name in ("f.npy", "v.mp4"):
+        for several in (model.windows, model.views):
+            with pytest.raises(OptionError, match=rf"{name}: clips with optical flow .* one at a time \("):
+                several(tmp_path / name)
+    # an array is no video: its bands are what they are
+    array = np.zeros((30, 16, 16, len(bands)), np.uint8)
+    assert next(iter(model.windows(array)))[1].bands == bands

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +15,11 @@ from torch import Tensor, nn
 
 import tubelens as tl
 from tests.videos import clip_codes, coded
+from tubelens.clip import Segments
 from tubelens.errors import OptionError
+from tubelens.layout import Grid
 from tubelens.model import InputSpec
-from tubelens.video import read_views
+from tubelens.video import View, read_spec, read_views
 
 SPEC = InputSpec(frames=4, size=(24, 24), resize=24, stride=3, views=(3, 1))
 
@@ -70,9 +76,62 @@ def test_a_video_that_is_too_short_is_padded_behind_its_end():
     assert clip.source.span == (0.0, 6 / 25)
 
 
-def test_less_than_one_view_is_refused():
-    with pytest.raises(OptionError, match="at least one clip and one crop"):
-        read_views(video(), SPEC, clips=-1)
+SEGMENTS = replace(SPEC, size=(24, 36), sampling="segments", frames=8, snippet=4, stride=1)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 6, 8, 9, 12, 40])
+@pytest.mark.parametrize("snippet", [1, 2, 4])
+def test_one_view_of_segments_is_what_the_network_reads(n: int, snippet: int):
+    spec = replace(SEGMENTS, snippet=snippet)
+    ((view, clip),) = list(read_views(video(n), spec, clips=1))
+    read = read_spec(video(n), spec)
+    assert torch.equal(clip.pixels, read.pixels)
+    assert (clip.source.times, clip.source.span) == (read.source.times, read.source.span)
+    assert clip.source.padded == read.source.padded
+    codes = clip_codes(clip.pixels)
+    seen = sorted(set(codes))
+    assert view.frames == tuple(seen.index(code) for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "message"),
+    [
+        ({"clips": -1}, SPEC, "at least one clip and one crop, not -1 x 1"),
+        ({"clips": 0}, SPEC, "at least one clip and one crop, not 0 x 1"),
+        ({"crops": 0}, SPEC, "at least one clip and one crop, not 3 x 0"),
+        ({"stride": 0}, SPEC, "frames and stride must be at least 1, got 4 and 0"),
+        ({"stride": -1}, SPEC, "frames and stride must be at least 1, got 4 and -1"),
+        ({"frames": 0}, SPEC, "frames and stride must be at least 1, got 0 and 3"),
+        ({"frames": 10}, SEGMENTS, "segments of 4 consecutive frames cannot make a clip of 10"),
+        ({"stride": 2}, SEGMENTS, "segments sampling takes no stride"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], spec: InputSpec, message: str):
+    with pytest.raises(OptionError, match=message):
+        read_views(video(), spec, **options)
+
+
+def test_an_unknown_pad_is_refused():
+    """Apart, because the type checks of these tests would refuse it first."""
+    code = """
+import numpy as np
+from tubelens.errors import OptionError
+from tubelens.model import InputSpec
+from tubelens.video import read_spec, read_views
+np.save("f.npy", np.zeros((9, 8, 8, 2)))
+frames = np.zeros((9, 8, 8, 3), np.uint8)
+for read, path, bands, sampling in (
+    (read_views, frames, "RGB", "uniform"), (read_views, frames, "RGB", "segments"),
+    (read_spec, frames, "RGB", "uniform"), (read_spec, "f.npy", "UV", "uniform"),
+):
+    try:
+        read(path, InputSpec(4, (8, 8), bands=tuple(bands), sampling=sampling), pad="grey")
+    except OptionError as error:
+        print(error)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == ["unknown pad 'grey': clamp or zero"] * 4, ran.stderr
 
 
 class Bright(nn.Module):
@@ -116,6 +175,80 @@ def test_maps_of_views_are_averaged_where_they_overlap():
     parts = np.mean([float(part.values.sum()) for part in why.parts])
     assert parts + p.facts["constant"] == pytest.approx(p.score, rel=1e-4)
     assert p.facts["windows"] == 6
+
+
+class Frames(nn.Module):
+    """The brightness of each frame (or of `cells` frames together), and two classes."""
+
+    def __init__(self, cells: int = 1) -> None:
+        super().__init__()
+        self.body = nn.AvgPool3d((cells, 4, 4), (cells, 4, 4))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(dim=(2, 3, 4)))
+
+
+def of_frames(spec: InputSpec, cells: int = 1) -> tl.TorchModel:
+    torch.manual_seed(0)
+    net = Frames(cells)
+    nn.init.ones_(net.head.weight)
+    return tl.TorchModel(net, pack=lambda x: x.clone(), layer="body", spec=spec)
+
+
+@pytest.mark.parametrize("n", [5, 6, 9, 20, 32])
+def test_heat_is_drawn_on_the_frame_that_made_it_where_snippets_overlap(n: int):
+    spec = replace(SEGMENTS, size=(8, 8), resize=8, frames=32)
+    net = of_frames(spec)
+    times = [i / 25 for i in range(n)]
+    seen = sorted(set(Segments(32, 4).pick(n)))
+    for bright in seen[:: max(1, len(seen) // 5)]:
+        frames = np.zeros((n, 8, 8, 3), np.uint8)
+        frames[bright] = 255
+        for clip in (net.read(frames), net.views(frames, clips=1), net.views(frames, clips=3)):
+            heat = tl.explain(net, clip, "tubes", 0).over_time(times)
+            assert float(heat[bright]) == pytest.approx(1.0, abs=1e-4)
+            others = [i for i in seen if i != bright]
+            assert float(heat[others].max()) < 0.9
+
+
+@pytest.mark.parametrize(("n", "cells"), [(3, 1), (5, 1), (6, 1), (7, 1), (6, 2), (9, 2), (5, 4), (9, 4)])
+def test_frames_that_come_again_have_the_mean_of_their_maps(n: int, cells: int):
+    net = of_frames(replace(SEGMENTS, size=(24, 24), frames=16), cells)
+    frames = np.random.default_rng(n).random((n, 24, 24, 3), dtype=np.float32)
+    views = net.views(frames, clips=1)
+    why = tl.explain(net, views, "tubes", 1)
+    ((view, clip),) = list(views)
+    own = tl.explain(net, clip, "tubes", 1)
+    # where each cell looks, by hand: the mean place of its frames (half of the way where a cell lies between)
+    maps: dict[float, list[Tensor]] = {}
+    for cell, values in enumerate(own.grid):
+        taken = view.frames[cell * cells : (cell + 1) * cells]
+        maps.setdefault((taken[(cells - 1) // 2] + taken[cells // 2]) / 2, []).append(values)
+    (part,) = why.parts
+    assert len(part.t) == 16 // cells
+    assert np.all(np.diff(part.t) > 0)
+    for moment, values in maps.items():
+        near = [i for i, t in enumerate(part.t) if abs(t - moment) < 0.02]
+        assert len(near) == len(values)
+        assert part.t[near[len(near) // 2]] == pytest.approx(moment, abs=1e-9)
+        for i in near:
+            torch.testing.assert_close(part.values[i], torch.stack(values).mean(dim=0))
+    p = why.provenance
+    assert float(part.values.sum()) + p.facts["constant"] == pytest.approx(p.score, rel=1e-4)
+    assert bool(why.saliency.isfinite().all())
+
+
+def test_cells_beyond_the_ends_of_a_view_go_on_in_steps():
+    view = View((3, 5, 7), 0, 0, (1, 1))
+    values = torch.arange(5.0).view(5, 1, 1)
+    put = view.put(Grid(values, (-1.0, 0.0, 1.5, 3.0, 4.0), (0.0,), (0.0,), (0, 3)))
+    assert put.t == (2.0, 3.0, 6.0, 8.0, 9.0)
+    assert torch.equal(put.values, values)
+    assert put.span == (3, 8)
+    back = view.put(Grid(values[:3], (2.0, 1.0, 0.0), (0.0,), (0.0,), (0, 3)))
+    assert back.t == (7.0, 5.0, 3.0)
+    assert torch.equal(back.values, values[:3])
 
 
 def test_views_survive_saving_and_drawing(tmp_path):

@@ -65,10 +65,18 @@ class Source:
     def clip_index(self, times: Sequence[float]) -> Float64[np.ndarray, "n"]:
         """Fractional clip-frame numbers of moments of the source, held at the first and the last frame.
 
-        A source frame that was sampled several times (a short video) has the mean of its numbers.
+        A source frame that was sampled several times in a row (a short video) has the mean of its numbers;
+        one that came back after others (overlapping snippets), the one of its numbers nearest to that mean,
+        because between them the clip shows other frames.
         """
         moments, inverse = np.unique(np.asarray(self.times, dtype=np.float64), return_inverse=True)
-        numbers = np.bincount(inverse, weights=np.arange(len(self.times))) / np.bincount(inverse)
+        count = np.bincount(inverse)
+        numbers = np.bincount(inverse, weights=np.arange(len(self.times))) / count
+        last = np.zeros(len(moments), dtype=np.intp)
+        last[inverse] = np.arange(len(self.times))
+        for moment in np.flatnonzero(last - numbers > (count - 1) / 2):  # not in a row
+            own = np.flatnonzero(inverse == moment)
+            numbers[moment] = own[np.abs(own - numbers[moment]).argmin()]
         return np.interp(np.asarray(times, dtype=np.float64), moments, numbers)
 
     @property
@@ -196,9 +204,19 @@ class Segments:
 
         The last frame is taken again where a snippet runs past the end.
         """
-        segments = self.frames // self.snippet
-        starts = [max(0, (2 * i + 1) * (n - self.snippet + 1) // (2 * segments)) for i in range(segments)]
-        return [min(start + j, n - 1) for start in starts for j in range(self.snippet)]
+        return self.pick_views(n, 1)[0]
+
+    def pick_views(self, n: int, clips: int) -> list[list[int]]:
+        """The frames of `clips` clips, spread evenly within the segments; those of one clip are `pick`'s.
+
+        Snippet i of clip k starts at `floor((i + (k + 1/2) / clips) (n - snippet + 1) / segments)`.
+        """
+        segments, room = self.frames // self.snippet, n - self.snippet + 1
+        starts = [
+            [max(0, (2 * (clips * i + k) + 1) * room // (2 * clips * segments)) for i in range(segments)]
+            for k in range(clips)
+        ]
+        return [[min(s + j, n - 1) for s in row for j in range(self.snippet)] for row in starts]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import resize as resized_to
 
-from tubelens.clip import Clip, Pad, plan
+from tubelens.clip import Clip, Pad
 from tubelens.errors import OptionError, VideoError
 from tubelens.flow import forward_flow
 from tubelens.model import InputSpec
@@ -28,16 +28,24 @@ from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.images import natural
 from tubelens.video.moments import shown_at
 from tubelens.video.prepare import Prepare, Shape, after, source_of
+from tubelens.video.sampling import planned, stood_for
 
 BANDS = ("U", "V")
 BOUND = 20.0  # pixels a frame
 AXES = ("x", "y")
 REST = 128  # the level that stored images have where nothing moves
+ONE_AT_A_TIME = "clips with optical flow are read one at a time (model.read)"
 
 
 def has_flow(bands: Sequence[str]) -> bool:
     """Whether a clip of these bands holds optical flow."""
     return set(bands) & set(BANDS) != set()
+
+
+def refuse_flow(path: object, spec: InputSpec) -> None:
+    """Raise OptionError where several clips are wanted of what is read as optical flow."""
+    if has_flow(spec.bands) and isinstance(path, str | os.PathLike):
+        raise OptionError(f"{os.fspath(path)}: {ONE_AT_A_TIME}, not in windows or views")
 
 
 def stored(path: str | os.PathLike[str]) -> bool:
@@ -66,7 +74,7 @@ def read_flow(
             `(t, h, w, 2)`, or a folder of 8-bit images `flow_x_00001.jpg`, `flow_y_00001.jpg` (or folders `x`
             and `y`), -20..20 as 0..255. A folder may hold the frames too.
         spec: what the network was trained on.
-        sampling: as for other clips.
+        sampling: as for other clips; a stride or a start makes the default dense.
         stride: likewise.
         start: likewise.
         seed: likewise.
@@ -75,8 +83,8 @@ def read_flow(
 
     Raises:
         VideoError: it cannot be read.
-        OptionError: OpenCV is needed and missing, bands that flow does not have, or colours beside flow that
-            was stored without.
+        OptionError: OpenCV is needed and missing, bands that flow does not have, colours beside flow that
+            was stored without, or sampling options that mean nothing together.
     """
     unknown = [band for band in spec.bands if band not in (*BANDS, "R", "G", "B")]
     if unknown:
@@ -91,8 +99,11 @@ def read_flow(
     with video:
         shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
         every = video.times()
-        step = spec.stride_at(video.fps) if stride is None else stride
-        wanted = _picked(every, spec, sampling, step, start, seed, pad, video)
+        if sampling == "windows":
+            raise OptionError(f"windows are not one clip, and {ONE_AT_A_TIME}")
+        how = planned(spec, video.fps, sampling, stride, start, seed, pad)
+        first = shown_at(every, start, video.fps, str(video.path or path)) if start else 0
+        wanted = [first + i if i >= 0 else i for i in how.pick(len(every) - first)]
         real = sorted({i for i in wanted if i >= 0})
         if flow is None:
             found, pictures = _computed(video, real, len(every), shape, colours)
@@ -104,11 +115,10 @@ def read_flow(
         for n, band in enumerate(spec.bands):
             black[n] = 0.5 if band in BANDS else 0.0  # nothing moves
         clip = [planes[i] if i >= 0 else black for i in wanted]
-        times = list(dict.fromkeys(every[i] for i in wanted if i >= 0))
-        padded = len(clip) - len(set(real))
-        said = f"{sampling or spec.sampling}, flow to the next frame"
-        span = (times[0], times[-1])
-        source = source_of(video, shape, after(times, len(clip), step / video.fps), span, said, padded)
+        times, span, padded = stood_for(how, every, wanted)
+        step = spec.stride_at(video.fps) if stride is None else stride
+        times = after(times, len(clip), step / video.fps)
+        source = source_of(video, shape, times, span, f"{how!r}, flow to the next frame", padded)
     source = replace(source, path=os.fspath(path) if source.array is None else None)
     return Clip(torch.stack(clip, dim=1), spec.bands, source)
 
@@ -137,26 +147,6 @@ class Stored:
 
 def _frames(path: str | os.PathLike[str], fps: float | None) -> Frames:
     return open_video(path, fps)
-
-
-def _picked(
-    every: list[float],
-    spec: InputSpec,
-    sampling: str | None,
-    stride: int,
-    start: float,
-    seed: int,
-    pad: Pad,
-    video: Frames,
-) -> list[int]:
-    name = "dense" if start and sampling in (None, "uniform") else sampling or spec.sampling
-    if name in ("segments", "random") and start:
-        raise OptionError(f"{name} sampling takes no start: use sampling='dense'")
-    how = plan(name, spec.frames, stride=stride, start=start, seed=seed, pad=pad, snippet=spec.snippet)
-    if name == "windows":
-        raise OptionError("windows are not one clip, and clips with optical flow are read one at a time")
-    first = shown_at(every, start, video.fps, str(video.path or "the array")) if start else 0
-    return [first + i if i >= 0 else i for i in how.pick(len(every) - first)]
 
 
 def _computed(

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelens.clip import Clip, Dense, Pad, Random, Segments, Uniform, plan
+from tubelens.clip import Clip, Dense, Pad
 from tubelens.errors import OptionError, nearest
 from tubelens.model import InputSpec
 from tubelens.video.flow import has_flow, read_flow
 from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.prepare import Prepare, Shape, after, source_of
+from tubelens.video.sampling import planned, stood_for
 
 Path = str | os.PathLike[str]
 
@@ -100,41 +101,23 @@ def _read(
     seed: int = 0,
     pad: Pad = "clamp",
 ) -> Clip:
-    if pad not in ("clamp", "zero"):
-        raise OptionError(f"unknown pad {pad!r}: clamp or zero")
-    if sampling == "windows":
-        raise OptionError("windows are not one clip: use read_windows, or model.windows(path)")
-    if sampling in (None, "uniform") and (stride is not None or start):
-        sampling = "dense"
-    sampling = sampling or spec.sampling
-    if sampling in ("segments", "random") and start:
-        raise OptionError(f"{sampling} sampling takes no start: use sampling='dense'")
-    if sampling == "segments" and stride is not None:
-        raise OptionError("segments sampling takes no stride: use sampling='dense'")
-    step = spec.stride_at(video.fps) if stride is None else stride
-    how = plan(sampling, spec.frames, stride=step, start=start, seed=seed, pad=pad, snippet=spec.snippet)
+    how = planned(spec, video.fps, sampling, stride, start, seed, pad)
     shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
     prepare = Prepare(shape, spec.bands, video)
     if isinstance(video, ArrayFrames):
         video.exact = True
     if isinstance(how, Dense):
         clip, times = _dense(video, how, prepare)
-        span = (times[0], times[-1])
+        span, padded = (times[0], times[-1]), len(clip) - len(set(times))
     else:
-        assert isinstance(how, Uniform | Segments | Random)
         every = video.times()
         wanted = how.pick(len(every))
         real = sorted({index for index in wanted if index >= 0})
         taken = {index: prepare(frame) for index, _, frame in video.pick(real)}
         first = next(iter(taken.values()))
         clip = [taken[index] if index >= 0 else torch.zeros_like(first) for index in wanted]
-        times = [every[index] for index in wanted if index >= 0]
-        if isinstance(how, Random):
-            times = sorted(set(times))
-            span = (times[0], times[-1])
-        else:
-            span = (every[0], every[-1])
-    padded = len(clip) - len(set(times))
+        times, span, padded = stood_for(how, every, wanted)
+    step = spec.stride_at(video.fps) if stride is None else stride
     times = after(times, len(clip), step / video.fps)
     source = source_of(video, shape, times, span, repr(how), padded)
     return Clip(torch.stack(clip, dim=1), spec.bands, source)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelens.clip import Clip, Pad, Windows, plan
 from tubelens.model import InputSpec
+from tubelens.video.flow import refuse_flow
 from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.moments import shown_at
 from tubelens.video.prepare import Prepare, Shape, after, source_of
@@ -110,8 +111,10 @@ def read_windows(
 
     Raises:
         VideoError: it cannot be read.
-        OptionError: a start after the end, or an overlap outside [0, 1).
+        OptionError: a start after the end, an overlap outside [0, 1), or optical flow, which is read one clip
+            at a time.
     """
+    refuse_flow(path, spec)
     video = open_video(path, fps)
     step = spec.stride_at(video.fps) if stride is None else stride
     length = spec.frames if frames is None else frames

@@ -46,6 +46,8 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=not trust)
         )
     except pickle.UnpicklingError as error:
+        if trust:
+            raise CheckpointError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = (
             f"not plain weights: loading them would run code that is in the file ({culprit[1]})"
@@ -53,8 +55,8 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
             else "cannot be read as weights without running code, if that is what it holds"
         )
         raise CheckpointError(
-            f"{path}: {what}; if you trust where it comes from, say so with --trust (trust=True); better, save"
-            " `model.state_dict()` as safetensors"
+            f"{path}: {what}; if you trust where it comes from, say so with --trust (trust=True); better,"
+            " save `model.state_dict()` as safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, ImportError) as error:
         raise CheckpointError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
