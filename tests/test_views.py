@@ -271,3 +271,30 @@ def test_places_that_no_crop_saw_are_not_a_number():
     assert bool(seen[..., 56:].all())
     assert not bool(seen[..., 24:56].any())
     assert float(why.heat[seen].max()) == 1.0
+
+
+def test_heat_over_time_and_notes_of_all_views():
+    net = model()
+    frames = np.random.default_rng(1).random((24, 24, 80, 3), dtype=np.float32)
+    why = tl.explain(net, net.views(frames, clips=2, crops=2), "tubes", 0)  # the middle is seen by no crop
+    over = why.over_time()
+    assert bool(torch.isfinite(over).all())
+    seen = why.heat[:, :, :24]
+    assert float(over.min()) >= 0
+    assert float(over.max()) <= float(seen.max().clamp_min(1.0))
+    assert float(over.std()) > 0
+
+    calls: list[int] = []
+
+    class Noted(tl.Tubes):
+        """Says something about the first view alone."""
+
+        def from_capture(self, *args, **options):
+            calls.append(1)
+            found = super().from_capture(*args, **options)
+            line = ("only of the first",) if len(calls) == 1 else ()
+            return [replace(e, provenance=replace(e.provenance, notes=line)) for e in found]
+
+    noted = tl.explain(net, net.views(frames, clips=2, crops=2), Noted(), 0)
+    assert len(calls) == 4
+    assert "only of the first" in noted.provenance.notes
