@@ -57,7 +57,7 @@ def load_model(
     where = checked_device(device)
     fed = Input.parse(input) if isinstance(input, str) else input
     if isinstance(name, str | Path) and (kind := files.kind(name)) is not None:
-        return kind(name, weights, input=fed, seed=seed, labels=labels, device=str(where))
+        return kind(name, weights, input=fed, seed=seed, labels=labels, device=str(where), trust=trust)
     if isinstance(name, str | Path) and ":" not in str(name):
         if fed is not None:
             raise OptionError(f"{name} knows what it is fed: `input` is for networks in files and one's own")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +145,31 @@ def test_parse_reads_words_and_toml(tmp_path: Path):
     [
         ("frame=20", "unknown 'frame' (did you mean 'frames' or 'rate'?)"),
         ("frames=many", "frames cannot be 'many'"),
-        ("frames=0", "a clip has at least one frame and one pixel"),
+        ("frames=0", "--input: frames must be a whole number from 1 up, not 0"),
         ("axes=b t h w", "must name b, c, t, h and w once each"),
         ("rotate=45", "multiple of 90"),
         ("mean=1 2", "one number or 3, one a band, got 2"),
         ("output=prob", "'probs'"),
         ("zscore=maybe", "zscore cannot be 'maybe'"),
         ("missing.toml", "cannot be read"),
+        ("std=0", "--input: std must be a number, or one a band, more than 0, not 0.0"),
+        ("std=.2 -.1 .3", "std must be"),
+        ("mean=inf", "mean must be a number, or one a band, not inf"),
+        ("scale=nan", "scale must be a number other than 0, not nan"),
+        ("scale=0", "scale must be"),
+        ("rate=0", "rate must be frames a second, more than 0, not 0.0"),
+        ("rate=inf", "rate must be"),
+        ("stride=0", "stride must be a whole number from 1 up, not 0"),
+        ("size=64x0", "size must be one or two whole numbers of pixels, not (64, 0)"),
+        ("size=1x2x3", "size must be"),
+        ("bands=", "bands must be letters as in 'RGB', or a name for each, not ''"),
+        ("sampling=segment", "(did you mean 'segments'?)"),
+        ("sampling=windows", "one of uniform, dense, segments, random"),
+        ("sampling=segments, frames=8, snippet=3", "8 frames are no whole number of snippets of 3"),
+        ("frames=16,frames=20", "--input: frames is said twice"),
+        ("zscore, size=3, zscore=no", "zscore is said twice"),
+        ("frames=20, Size=64", "unknown 'Size' (did you mean 'size'"),
+        ("frames=20, bands", "bands needs a value"),
     ],
 )
 def test_bad_words_are_one_line(words: str, said: str):
@@ -156,6 +177,80 @@ def test_bad_words_are_one_line(words: str, said: str):
         Input.parse(words)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("frames = 16.7", "frames must be a whole number from 1 up, not 16.7"),
+        ("frames = true", "frames must be a whole number from 1 up, not True"),
+        ("rotate = 90.9", "rotate must be a multiple of 90 degrees, not 90.9"),
+        ("size = [64.5, 64]", "size must be one or two whole numbers of pixels, not [64.5, 64]"),
+        ("resize = []", "resize must be"),
+        ("bands = 3", "bands must be letters as in 'RGB', or a name for each, not 3"),
+        ('bands = ["R", 1]', "bands must be"),
+        ('output = ["a"]', "output must be one of logits, probs, sigmoid, not ['a']"),
+        ("sampling = 3", "sampling must be one of uniform, dense, segments, random, not 3"),
+        ("axes = 3", "axes must be names as in 'b t h w c', not 3"),
+        ("zscore = 1", "zscore must be true or false, not 1"),
+        ("rate = true", "rate must be"),
+        ("mean = [true]", "mean must be"),
+        ("mean = [[0.1]]", "mean must be"),
+        ("std = [0.1, 0.2]", "one number or 3, one a band, got 2"),
+        ("frames = 1\nframes = 2", "not TOML"),
+        ("[input]\nframes = 3", "unknown 'input'"),
+    ],
+)
+def test_bad_toml_is_one_line_that_names_the_file(text: str, said: str, tmp_path: Path):
+    file = tmp_path / "in.toml"
+    file.write_text(text)
+    with pytest.raises(OptionError) as error:
+        Input.parse(str(file))
+    assert str(error.value).startswith(f"{file}: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_values_are_checked_for_callers_from_python_too():
+    for wrong in ({"stride": 0}, {"std": 0.0}, {"scale": float("nan")}, {"rate": -1.0}, {"bands": ""}):
+        (name,) = wrong
+        with pytest.raises(OptionError, match=f"^{name} must be"):
+            Input(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bands", "want"),
+    [
+        ("BGR", ("B", "G", "R")),
+        ("UV", ("U", "V")),
+        ("Y", ("Y",)),
+        ("grey", ("grey",)),  # one word, not four letters
+        ("IR", ("IR",)),
+        ("nir,red,g", ("nir", "red", "g")),
+        ("nir red", ("nir", "red")),
+    ],
+)
+def test_bands_are_letters_or_names(bands: str, want: tuple[str, ...]):
+    read = Input.parse(f"frames=3,bands={bands}, size=8;zscore")
+    assert (read.frames, read.spec().bands, read.size, read.zscore) == (3, want, 8, True)
+    assert read.pack().mean == (0.0,) * len(want)
+    assert Input(bands=want).bands == want
+    if "," not in bands and " " not in bands:
+        assert Input(bands=bands) == Input(bands=want)
+
+
+def test_an_input_knows_what_was_said_of_it():
+    assert Input().given == set()
+    for one in (Input(mean=0.0, bands="RGB"), Input.parse("bands=RGB, mean=0")):
+        assert one.given == {"mean", "bands"}
+        assert one == Input()
+        assert hash(one) == hash(Input())
+        assert repr(one) == repr(Input())
+    assert Input(16, 112, stride=1).given == {"frames", "size", "stride"}
+    assert pickle.loads(pickle.dumps(Input(mean=0.0))).given == {"mean"}
+    assert copy.deepcopy(Input(mean=0.0)).given == {"mean"}
+    # whoever replaces one field has not said the others
+    assert replace(Input(frames=8), stride=2).given == {"frames", "stride"}
 
 
 def test_a_wrong_band_count_names_both_numbers():

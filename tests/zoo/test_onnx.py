@@ -121,6 +121,69 @@ def test_uint8_and_half_inputs_and_a_second_output(tmp_path: Path):
     )
 
 
+def reduced(tmp_path: Path, out: list[Any], kind: int = TensorProto.FLOAT, node: Any = None) -> Path:
+    """A graph that averages clips `(n, 6, 12, 10, 3)` over frames and pixels, or runs `node`."""
+    nodes = [
+        helper.make_node("Cast", ["clip"], ["x"], to=TensorProto.FLOAT),
+        node or helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=0),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "reduced",
+        [helper.make_tensor_value_info("clip", kind, ["n", *SIZE, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+    )
+    file = tmp_path / "reduced.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
+    return file
+
+
+def test_pixels_are_rounded_to_bytes_and_not_cut_off(tmp_path: Path):
+    file = reduced(tmp_path, ["n", 3], TensorProto.UINT8)
+    model = tl.load_model(file)
+    for level, byte in ((0.0, 0), (99.9999, 100), (100.4, 100), (100.9, 101), (255.0, 255)):
+        assert model(torch.full((1, 3, *SIZE), level / 255)).tolist() == [[byte] * 3], level
+    told = tl.load_model(file, input="frames=6, size=12x10, axes=b t h w c, scale=300")
+    assert told(torch.ones(1, 3, *SIZE)).tolist() == [[255] * 3]  # and does not start again at 0
+    # what is said is what is done, even the default
+    told = tl.load_model(file, input="frames=6, size=12x10, axes=b t h w c, scale=1")
+    assert told(torch.ones(1, 3, *SIZE)).tolist() == [[1] * 3]
+
+
+@pytest.mark.parametrize(
+    ("node", "out", "given"),
+    [
+        (helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0), ["n", 6, 3], "2x6x3"),
+        (helper.make_node("Identity", ["x"], ["y"]), ["n", *SIZE, 3], "2x6x12x10x3"),
+        (
+            helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=1),
+            ["n", 1, 1, 1, 3],
+            "2x1x1x1x3",
+        ),
+        (helper.make_node("ReduceMean", ["x"], ["y"], axes=[0, 1, 2, 3], keepdims=0), [3], "3"),
+        (helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0), [], "one number"),
+    ],
+)
+def test_an_output_that_is_no_row_of_scores_is_refused(node: Any, out: list[Any], given: str, tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        tl.load_model(reduced(tmp_path, out, node=node))
+    assert f"its output 'y' is {given} for 2 clip(s), not one row of scores a clip" in str(caught.value)
+    assert "wrap_scorer" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "out"),
+    [([2, 3, 4], 1, ["n", 6, 1, 1, 1]), ([2, 3, 4], 0, ["n", 6]), ([1, 2, 3, 4], 0, ["n"])],
+)
+def test_rows_with_ones_after_them_are_rows(axes: list[int], keepdims: int, out: list[Any], tmp_path: Path):
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=axes, keepdims=keepdims)
+    model = tl.load_model(reduced(tmp_path, out, node=node))
+    pixels = clip(SIZE).pixels[None]
+    want = pixels.mean(dim=(1, 3, 4)) if len(axes) == 3 else pixels.mean().view(1, 1)
+    torch.testing.assert_close(model(pixels), want)
+
+
 def test_what_the_file_does_not_tell_is_asked_for(tmp_path: Path):
     file = write(tmp_path, Net(), ["n", 3, "t", "h", "w"])
     with pytest.raises(OptionError, match=r"\?x3x\?x\?x\?.*does not tell.*--input"):

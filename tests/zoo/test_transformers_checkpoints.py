@@ -186,6 +186,44 @@ def test_what_names_a_checkpoint_and_what_a_file():
         assert is_checkpoint(name), name
     for name in (folder("vivit") / "model.safetensors", "random", "w.bin", "./a/b", "/a/b.bin"):
         assert not is_checkpoint(name), name
+    for suffix in ("pth", "pt", "bin", "safetensors", "pth.tar", "ckpt", "pkl", "PTH"):
+        assert not is_checkpoint(f"acme/mistyped.{suffix}"), suffix
+        assert is_checkpoint(f"hf:acme/tiny.{suffix}"), suffix  # said to be one
+
+
+def test_a_mistyped_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ckpts").mkdir()
+
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(tf.PreTrainedConfig, "get_config_dict", asked)
+    for name in ("ckpts/mistyped.pth", "nowhere/mistyped.safetensors", "ckpts/mistyped"):
+        with pytest.raises(CheckpointError, match=f"^{name}: no such weights file$"):
+            load_model("videomae", name)
+
+
+class Odd(dict[str, Any]):
+    """Weights that only unpickling can read."""
+
+
+@pytest.mark.parametrize("way", ["folder", "file", "recipe"])
+def test_pickled_weights_are_read_where_they_are_trusted(way: str, tmp_path: Path):
+    copied(folder("vivit"), tmp_path, "model.safetensors")
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(Odd(load_file(folder("vivit") / "model.safetensors")), file)
+    name, weights = {
+        "folder": (tmp_path, None),
+        "file": (folder("vivit"), file),
+        "recipe": ("vivit", tmp_path),
+    }[way]
+    with pytest.raises(CheckpointError, match=r"would run code .*--trust \(trust=True\)") as caught:
+        load_model(name, weights)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    model = load_model(name, weights, trust=True)
+    torch.testing.assert_close(model(clips("vivit")), load_model(folder("vivit"))(clips("vivit")))
 
 
 def test_another_family_than_asked_for():

@@ -165,6 +165,22 @@ def test_what_the_user_says_of_the_input_replaces_what_the_checkpoint_says():
         load_model(folder("vjepa2"), input="axes=b t h w c")
 
 
+def test_what_is_said_counts_even_where_it_is_the_default_of_others():
+    own = load_model(folder("vjepa2"))
+    assert isinstance(own, TorchModel)
+    assert (own.spec.stride, own.spec.sampling) == (4, "dense")
+    for told in (
+        load_model(folder("vjepa2"), input="mean=0, std=1, stride=1, sampling=uniform"),
+        load_model(folder("vjepa2"), input=Input(mean=0.0, std=1.0, stride=1, sampling="uniform")),
+    ):
+        assert isinstance(told, TorchModel)
+        assert (told.spec.stride, told.spec.sampling) == (1, "uniform")
+        assert replace(told.spec, stride=4, sampling="dense") == own.spec
+        x = clips("vjepa2")
+        torch.testing.assert_close(told.pack(x), x.transpose(1, 2))
+        assert not torch.allclose(own.pack(x), x.transpose(1, 2))
+
+
 def test_a_clips_own_statistics_are_frozen():
     model = load_model(folder("videomae"), input=Input(zscore=True))
     assert isinstance(model, TorchModel)

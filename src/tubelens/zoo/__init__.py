@@ -99,7 +99,9 @@ def load(
         raise OptionError(f"say which weights {name} shall have: {_choices(recipe)}")
     whole = recipe.extra == transformers_video.EXTRA and weights != "random"
     if whole and transformers_video.is_checkpoint(weights):
-        return transformers_video.load(weights, seed=seed, labels=labels, device=device, family=name)
+        return transformers_video.load(
+            weights, seed=seed, labels=labels, device=device, family=name, trust=trust
+        )
     known: Sequence[str] | None = None
     verified, style = "", None
     if weights == "random":

@@ -1,4 +1,7 @@
-"""Whole models in files and folders: which loader takes which."""
+"""Whole models in files and folders: which loader takes which.
+
+`trust` is for pickled weights: code in a Keras file is never run, and an ONNX file holds none.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,13 @@ def _transformers(name: str | Path, weights: Any, **options: Any) -> Model:
     return transformers_video.load(name, weights, **options)
 
 
-def _keras(name: str | Path, weights: Any, **options: Any) -> Model:
+def _keras(name: str | Path, weights: Any, trust: bool = False, **options: Any) -> Model:
     from tubelens.zoo import keras_files
 
     return keras_files.load(name, weights, **options)
 
 
-def _onnx(name: str | Path, weights: Any, **options: Any) -> Model:
+def _onnx(name: str | Path, weights: Any, trust: bool = False, **options: Any) -> Model:
     from tubelens.zoo import onnx_files
 
     return onnx_files.load(name, weights, **options)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelens.clip import SAMPLINGS
 from tubelens.errors import OptionError, nearest
 from tubelens.model import InputSpec
 from tubelens.target import ScoreKind
 from tubelens.zoo.recipe import Pack
 
 KINDS: tuple[str, ...] = ("logits", "probs", "sigmoid")
+ONE_CLIP = tuple(name for name in SAMPLINGS if name != "windows")
+FLAGS = ("zscore", "antialias")
+LETTERS = frozenset("RGBYUV")  # bands of one letter; any other word is one band
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Input:
         resize: before it: the short side, or height and width; None: just covers the crop.
         stride: frames from one sampled frame to the next in training.
         rate: frames a second in training, in place of `stride`.
-        bands: one letter or one name a channel, in the order that the network takes them: `"BGR"` for
-            networks trained on frames of OpenCV.
+        bands: the letters of R, G, B, Y, U and V, or one name a channel, in the order that the network takes
+            them: `"BGR"` for networks trained on frames of OpenCV, `"grey"` for one band.
         sampling: which frames are taken unless told: `uniform`, `dense`, `segments`, `random`.
         snippet: consecutive frames in each segment of `segments` sampling.
         antialias: whether resizing filters before it shrinks.
@@ -41,7 +47,11 @@ class Input:
         axes: einops names of the dimensions: `"b t h w c"` for most Keras networks.
         rotate: degrees counter-clockwise.
         zscore: each clip less its own mean, over its own standard deviation.
-        output: what the scores are; None: probabilities where they sum to one, else logits.
+        output: what the scores are; None: probabilities where they sum to one on a trial run, else logits;
+            `wrap_scorer`, which makes no trial, takes logits.
+
+    Raises:
+        OptionError: a value that no network can have.
 
     Example:
         >>> Input.parse("frames=20, size=64, axes=b t h w c, bands=BGR").frames
@@ -65,26 +75,38 @@ class Input:
     zscore: bool = False
     output: ScoreKind | None = None
 
+    def __new__(cls, *args: Any, **named: Any) -> Input:
+        """Remembers which fields are named, for `given`."""
+        made = super().__new__(cls)
+        names = [f.name for f in fields(cls)][: len(args)]
+        object.__setattr__(made, "_named", frozenset([*names, *named]))
+        return made
+
     def __post_init__(self) -> None:
-        if self.frames < 1 or min(self._size) < 1:
-            raise OptionError(
-                f"a clip has at least one frame and one pixel, not {self.frames} of {self.size}"
-            )
-        if self.output is not None and self.output not in KINDS:
-            raise OptionError(
-                f"output {self.output!r}{nearest(self.output, KINDS)}: one of {', '.join(KINDS)}"
-            )
+        for f in fields(self):
+            object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name)))
+        if self.sampling == "segments" and self.frames % self.snippet:
+            raise OptionError(f"{self.frames} frames are no whole number of snippets of {self.snippet}")
         self.pack()  # complains of axes, of a rotation, of too many means
 
     @property
-    def _size(self) -> tuple[int, int]:
-        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
+    def given(self) -> frozenset[str]:
+        """Fields that were named, whatever their value.
+
+        Where all were, as `dataclasses.replace` does, those that are other than by default.
+        """
+        named: frozenset[str] = self.__dict__["_named"]
+        known = {f.name for f in fields(self)}
+        if named < known:
+            return named
+        plain = Input()
+        return frozenset(name for name in known if getattr(self, name) != getattr(plain, name))
 
     def spec(self) -> InputSpec:
         """Which pixels of a video make a clip."""
         return InputSpec(
             frames=self.frames,
-            size=self._size,
+            size=(self.size, self.size) if isinstance(self.size, int) else self.size,
             resize=self.resize,
             stride=self.stride,
             rate=self.rate,
@@ -111,14 +133,19 @@ class Input:
         """From `"frames=20, size=64x64, zscore"`, or from a TOML file with these keys.
 
         Raises:
-            OptionError: an unknown key, or a value that cannot be read.
+            OptionError: an unknown or repeated key, or a value that cannot be read.
         """
         if text.endswith(".toml"):
             return cls._of(_table(Path(text)), text)
+        known = "|".join(f.name for f in fields(cls))
         given: dict[str, Any] = {}
-        for item in re.split(r"[,;]\s*(?=[a-z]+\s*(?:=|[,;]|$))", text.strip()):
+        for item in re.split(rf"[,;]\s*(?=\w+\s*=|(?:{known})\s*(?:[,;]|$))", text.strip(" \t\n,;")):
             key, sign, value = (part.strip() for part in item.partition("="))
-            if key:
+            if key in given:
+                raise OptionError(f"--input: {key} is said twice")
+            if re.fullmatch(known, key) and not sign and key not in FLAGS:
+                raise OptionError(f"--input: {key} needs a value, as in {key}=...")
+            if item:
                 given[key] = value if sign else "true"
         return cls._of(given, "--input")
 
@@ -130,10 +157,15 @@ class Input:
             if key not in known:
                 raise OptionError(f"{where}: unknown {key!r}{nearest(key, known)}: one of {', '.join(known)}")
             try:
-                values[key] = _value(key, value)
-            except (ValueError, TypeError) as error:
+                values[key] = _checked(key, _value(key, value) if isinstance(value, str) else value)
+            except ValueError as error:
                 raise OptionError(f"{where}: {key} cannot be {value!r}") from error
-        return cls(**values)
+            except OptionError as error:
+                raise OptionError(f"{where}: {error}") from error
+        try:
+            return cls(**values)
+        except OptionError as error:
+            raise OptionError(f"{where}: {error}") from error
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -145,37 +177,88 @@ def _table(path: Path) -> dict[str, Any]:
         raise OptionError(f"{path}: not TOML: {error}") from error
 
 
-def _value(key: str, value: Any) -> Any:
+def _value(key: str, text: str) -> Any:
+    """A field's value out of a word; what it means is checked by `Input`."""
     if key in ("frames", "stride", "snippet", "rotate"):
-        return int(value)
+        return int(text)
     if key in ("size", "resize"):
-        parts = [int(n) for n in re.split(r"[x ,]+", value)] if isinstance(value, str) else value
-        if isinstance(parts, int):
-            return parts
-        if len(parts) not in (1, 2):
-            raise ValueError(value)
-        return parts[0] if len(parts) == 1 else tuple(parts)
+        sides = [int(n) for n in re.split(r"[xX ,]+", text)]
+        return sides[0] if len(sides) == 1 else tuple(sides)
     if key in ("rate", "scale"):
-        return float(value)
-    if key == "output" and value not in KINDS:
-        raise OptionError(f"output {value!r}{nearest(value, KINDS)}: one of {', '.join(KINDS)}")
+        return float(text)
     if key in ("mean", "std"):
-        parts = re.split(r"[ ,/]+", value.strip("()[] ")) if isinstance(value, str) else value
-        many = [float(n) for n in (parts if isinstance(parts, list) else [parts])]
-        return many[0] if len(many) == 1 else tuple(many)
-    if key in ("zscore", "antialias"):
-        if value in (True, "true", "yes", "1"):
-            return True
-        if value in (False, "false", "no", "0"):
-            return False
-        raise ValueError(value)
-    if key == "bands":
-        return (
-            tuple(re.split(r"[ ,/]+", value))
-            if isinstance(value, str) and re.search(r"[ ,/]", value)
-            else value
-        )
-    return str(value)
+        numbers = [float(n) for n in re.split(r"[ ,/]+", text.strip("()[] "))]
+        return numbers[0] if len(numbers) == 1 else tuple(numbers)
+    if key in FLAGS:
+        known = dict.fromkeys(("true", "yes", "1"), True) | dict.fromkeys(("false", "no", "0"), False)
+        if text.lower() not in known:
+            raise ValueError(text)
+        return known[text.lower()]
+    if key == "bands" and re.search(r"[ ,/]", text):
+        return tuple(re.split(r"[ ,/]+", text))
+    return text
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A field's value, sequences as tuples.
+
+    Raises:
+        OptionError: one that no network can have.
+    """
+    given = value
+    if value is None and name in ("resize", "rate", "output"):
+        return None
+    if name in ("frames", "stride", "snippet"):
+        fine, wanted = _whole(value, 1), "a whole number from 1 up"
+    elif name in ("size", "resize"):
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        fine = len(value) in (1, 2) and all(_whole(n, 1) for n in value)
+        wanted = "one or two whole numbers of pixels"
+        value = value[0] if len(value) == 1 else value
+    elif name == "rate":
+        fine, wanted = _finite(value) and value > 0, "frames a second, more than 0"
+    elif name == "scale":
+        fine, wanted = _finite(value) and value != 0, "a number other than 0"
+    elif name in ("mean", "std"):
+        value = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        fine = bool(value) and all(_finite(n) and (name == "mean" or n > 0) for n in value)
+        wanted = "a number, or one a band" + (", more than 0" if name == "std" else "")
+        value = tuple(map(float, value)) if fine else value
+        value = value[0] if len(value) == 1 else value
+    elif name == "bands":
+        value = _names(value)
+        fine = bool(value) and all(isinstance(band, str) and band.strip() for band in value)
+        wanted = "letters as in 'RGB', or a name for each"
+    elif name == "rotate":
+        fine, wanted = _whole(value, None), "a multiple of 90 degrees"
+    elif name in FLAGS:
+        fine, wanted = isinstance(value, bool), "true or false"
+    elif name == "axes":
+        fine, wanted = isinstance(value, str), "names as in 'b t h w c'"
+    else:
+        known = ONE_CLIP if name == "sampling" else KINDS
+        fine = value in known
+        wanted = f"one of {', '.join(known)}{nearest(str(value), known)}"
+    if not fine:
+        raise OptionError(f"{name} must be {wanted}, not {given!r}")
+    return value
+
+
+def _whole(value: Any, least: int | None) -> bool:
+    right = isinstance(value, Integral) and not isinstance(value, bool)
+    return right and (least is None or int(value) >= least)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _names(bands: Any) -> tuple[Any, ...]:
+    """One name a band."""
+    if isinstance(bands, str):
+        return tuple(bands) if LETTERS.issuperset(bands) else (bands,)
+    return tuple(bands) if isinstance(bands, Sequence) else (bands,)
 
 
 def _per_band(value: float | Sequence[float], bands: int) -> tuple[float, ...]:

@@ -49,11 +49,13 @@ class Session:
     takes: str
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
-        """Scores `(b, k)`, clips being fed as many at a time as the network takes.
+        """Scores `(b, k)`, clips being fed as many at a time as the network takes; bytes are rounded to.
 
         Raises:
-            InputError: the network does not take clips of this size.
+            InputError: the network does not take clips of this size, or gives no row of scores a clip.
         """
+        if np.issubdtype(self.dtype, np.integer):
+            clips = np.rint(clips).clip(0, 255)
         fed = clips.astype(self.dtype)
         if self.batch is None:
             return self._scores(fed)
@@ -68,7 +70,14 @@ class Session:
             shape = "x".join(map(str, fed.shape))
             said = str(error).strip().splitlines()[0][:200]
             raise InputError(f"it takes {self.takes}, not {shape} ({said})") from error
-        return np.asarray(scores, dtype=np.float32).reshape(len(fed), -1)
+        shape, n = np.shape(scores), len(fed)
+        if shape[:1] != (n,) or any(side != 1 for side in shape[2:]):
+            given = "x".join(map(str, shape)) or "one number"
+            raise InputError(
+                f"its output {self.output!r} is {given} for {n} clip(s), not one row of scores a clip: wrap"
+                " it in a function with tubelens.wrap_scorer"
+            )
+        return np.asarray(scores, dtype=np.float32).reshape(n, -1)
 
 
 def load(
@@ -119,7 +128,7 @@ def load(
     takes = "x".join(str(n) if isinstance(n, int) else "?" for n in shape)
     if given.type not in TYPES:
         raise InputError(f"{path}: its input is {given.type}, which is not fed pixels")
-    if given.type == "tensor(uint8)" and fed.scale == 1:
+    if given.type == "tensor(uint8)" and "scale" not in fed.given:
         fed = replace(fed, scale=255.0)
     output = _score_output(session, path)
     first = shape[0] if isinstance(shape[0], int) else None
@@ -144,12 +153,12 @@ def _clip_input(session: Any, path: Path) -> tuple[Any, list[Dimension]]:
 
 
 def _score_output(session: Any, path: Path) -> str:
-    """The output that holds a row of scores a clip: the first with two dimensions, else the first."""
+    """The output that holds a row of scores a clip: one with two dimensions, or with ones after them."""
     outputs = session.get_outputs()
-    flat = [o for o in outputs if len(o.shape or ()) == 2] or outputs
-    if not flat:
+    if not outputs:
         raise InputError(f"{path}: it has no output")
-    name: str = flat[0].name
+    flat = [o for o in outputs if len(o.shape or ()) >= 2 and all(side == 1 for side in o.shape[2:])]
+    name: str = min(flat, key=lambda o: len(o.shape)).name if flat else outputs[0].name
     return name
 
 

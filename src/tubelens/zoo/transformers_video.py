@@ -12,6 +12,7 @@ they tell it inside the last block, and what they are after it reaches no score.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,12 @@ EXTRA, HUB = "hf", "hf:"
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 BILINEAR = 2
 LISTED = 4
+PICKLED = "pytorch_model.bin"
+CODE = (
+    "it would run code that is in their file; if you trust where it comes from, give that file as the"
+    " weights, with --trust (trust=True)"
+)
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".tar", ".ckpt", ".pkl")  # of files of weights
 
 
 def load(
@@ -47,18 +54,20 @@ def load(
     labels: Sequence[str] | None = None,
     device: str = "cpu",
     family: str | None = None,
+    trust: bool = False,
 ) -> TorchModel:
     """A classifier that was saved by `transformers`.
 
     Args:
         name: a folder with `config.json`, or `hf:OWNER/NAME`, taken from the local cache or downloaded.
         weights: None: the checkpoint's own; `"random"`: its architecture, seeded; or a file of weights.
-        input: what of the input shall be other than the checkpoint says: fields that differ from those of
-            `Input()` replace its own, the four of the normalisation together.
+        input: what of the input shall be other than the checkpoint says: fields that are given replace its
+            own, those of the normalisation (mean, std, scale, zscore) together.
         seed: of random weights; the global generator is left alone.
         labels: names of the classes, in place of the checkpoint's.
         device: where the network is put.
         family: the architecture that it has to be.
+        trust: unpickle weights even where that runs code that is in their file.
 
     Raises:
         OptionError: the extra is not installed, or an `input` that such a network cannot have.
@@ -70,7 +79,7 @@ def load(
         network = found.read(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module, notes = _module(library, found, source, str(name), config, weights)
+            module, notes = _module(library, found, source, str(name), config, weights, trust)
         given, more = _processor(found, source, str(name))
     spec, pack = found.input(network, given, config.num_labels)
     if given and pair(found.says(given)["crop_size"]) != network.size:
@@ -159,13 +168,22 @@ def _config(library: Any, source: str, name: str, family: str | None) -> tuple[A
 
 
 def _module(
-    library: Any, family: Family, source: str, name: str, config: Any, weights: str | Path | None
+    library: Any,
+    family: Family,
+    source: str,
+    name: str,
+    config: Any,
+    weights: str | Path | None,
+    trust: bool,
 ) -> tuple[nn.Module, list[str]]:
     """The network, and what there is to say of its weights."""
     maker = getattr(library, f"{family.prefix}ForVideoClassification")
     if weights == "random":
         return _without_predictor(maker(config)), []
-    state = None if weights is None else read_checkpoint(weights)
+    pickled = Path(source) / PICKLED
+    if weights is None and trust and pickled.is_file() and not any(pickled.parent.glob("*.safetensors")):
+        weights = pickled  # the package itself unpickles no code
+    state = None if weights is None else read_checkpoint(weights, trust)
     try:
         module, info = maker.from_pretrained(
             source if state is None else None,
@@ -177,7 +195,8 @@ def _module(
             weights_only=True,
         )
     except Exception as error:  # whatever is wrong with a file
-        raise CheckpointError(f"{name}: the weights cannot be loaded: {_line(error)}") from error
+        said = CODE if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error) else _line(error)
+        raise CheckpointError(f"{name}: the weights cannot be loaded: {said}") from error
     missing = sorted(key for key in info["missing_keys"] if ".predictor." not in key)
     shapes = sorted(f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in info["mismatched_keys"])
     wrong = {"missing": missing, "of another shape": shapes, "unreadable": list(info.get("error_msgs", ()))}
@@ -213,16 +232,14 @@ def _processor(family: Family, source: str, name: str) -> tuple[Mapping[str, Any
 
 def _told(input: Input, spec: InputSpec, pack: Pack) -> tuple[InputSpec, Pack]:
     """With what the user says of the input."""
-    plain, theirs, packed = Input(), input.spec(), input.pack()
-    said = {f.name for f in fields(Input) if getattr(input, f.name) != getattr(plain, f.name)}
+    said, theirs = input.given, input.spec()
     if "axes" in said and input.axes != AXES:
         raise OptionError(f"networks of transformers are fed {AXES!r}, not {input.axes!r}")
     taken = said & {f.name for f in fields(InputSpec)}
-    if "size" in taken:
-        taken.add("resize")
+    taken |= {"resize"} if "size" in taken else frozenset()
     spec = replace(spec, **{key: getattr(theirs, key) for key in taken})
     if said & {"mean", "std", "scale", "zscore"}:
-        pack = replace(packed, axes=AXES)
+        pack = replace(input.pack(), axes=AXES)
     return spec, replace(pack, rotate=input.rotate)
 
 
@@ -281,8 +298,11 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def is_checkpoint(weights: str | Path) -> bool:
     """Whether this names what `load` takes, and not a file of weights."""
-    text = str(weights)
-    return text.startswith(HUB) or (not Path(text).is_file() and (Path(text).is_dir() or _is_hub(text)))
+    text, path = str(weights), Path(weights)
+    if text.startswith(HUB) or path.is_dir():
+        return True
+    as_file = path.is_file() or path.suffix.lower() in SUFFIXES or path.parent.is_dir()
+    return not as_file and _is_hub(text)
 
 
 def _recipe(family: Family) -> Recipe:
