@@ -36,13 +36,15 @@ def print_json(value: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; unwrapped where it is not a terminal, so that scripts can cut it."""
     console = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # file names and labels are no markup
     with console.capture() as drawn:  # it would end the program where the reader of our output went away
         console.print(table)
+    if title:  # by itself: as the table's it would be wrapped to the table's width
+        print(title)
     print(drawn.get(), end="")
 
 

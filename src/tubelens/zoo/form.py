@@ -128,6 +128,11 @@ class Input:
             zscore=self.zscore,
         )
 
+    def over(self, base: Input) -> Input:
+        """What was named here, the rest as in `base` (what a file tells of itself)."""
+        named = {name: getattr(self, name) for name in self.given}
+        return replace(base, **named)
+
     @classmethod
     def parse(cls, text: str) -> Input:
         """From `"frames=20, size=64x64, zscore"`, or from a TOML file with these keys.

@@ -124,7 +124,7 @@ def load(
             f"{path}: cannot be read as an ONNX network: {str(error).splitlines()[0][:160]}"
         ) from error
     given, shape = _clip_input(session, path)
-    fed = input or _read_off(shape, path)
+    fed = _fed(shape, path, input)
     takes = "x".join(str(n) if isinstance(n, int) else "?" for n in shape)
     if given.type not in TYPES:
         raise InputError(f"{path}: its input is {given.type}, which is not fed pixels")
@@ -160,6 +160,17 @@ def _score_output(session: Any, path: Path) -> str:
     flat = [o for o in outputs if len(o.shape or ()) >= 2 and all(side == 1 for side in o.shape[2:])]
     name: str = min(flat, key=lambda o: len(o.shape)).name if flat else outputs[0].name
     return name
+
+
+def _fed(shape: Sequence[Dimension], path: Path, given: Input | None) -> Input:
+    """What the file tells, and over it what was named; where the order is named, nothing but that."""
+    if given is None:
+        return _read_off(shape, path)
+    try:
+        told = _read_off(shape, path)
+    except OptionError:
+        return given
+    return given if "axes" in given.given else given.over(told)
 
 
 def _read_off(shape: Sequence[Dimension], path: Path) -> Input:
