@@ -306,7 +306,7 @@ def test_the_input_that_is_given_wins_unless_it_cannot_be():
         InputError,
         match=r"net takes 6 frames of 16x16x3 \(b t h w c\), the input says 16 frames of 112x112x3",
     ):
-        keras_files.wrap(net(), input=Input(axes="b t h w c"))
+        keras_files.wrap(net(), input=Input(16, 112, axes="b t h w c"))
     with pytest.raises(InputError, match=r"takes 6 frames of 16x16x3 .* 6 frames of 16x16x1"):
         keras_files.wrap(net(), input=Input(6, 16, bands="Y", axes="b t h w c"))
     with pytest.raises(InputError, match=r"takes 16 frames of 6x16x3 \(b c t h w\)|an input of"):

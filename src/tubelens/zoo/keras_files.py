@@ -86,23 +86,29 @@ def _built(keras: ModuleType, path: Path, weights: str | Path | None) -> tuple[A
     if source == path and path.suffix.lower() == ".json":
         raise OptionError(f"{path} is an architecture alone: give its weights, a file or 'random'")
     if weights is None and (path.suffix.lower() == ".keras" or version >= 3):
-        return keras.saving.load_model(str(path), compile=False, safe_mode=True), ""
-    if keras_legacy.is_legacy(config):
-        config = keras_legacy.modernise(config, str(path))
-    model = keras.models.model_from_json(json.dumps(config))
-    return model, "" if weights == "random" else _fill(keras, model, source)
+        model, put = keras.saving.load_model(str(path), compile=False, safe_mode=True), ""
+    else:
+        if keras_legacy.is_legacy(config):
+            config = keras_legacy.modernise(config, str(path))
+        model = keras.models.model_from_json(json.dumps(config))
+        put = "" if weights == "random" else _fill(keras, model, source)
+    if version < 3:
+        keras_legacy.as_before_keras_3(model)
+    return model, put
 
 
 def _architecture(path: Path) -> tuple[Mapping[str, Any], int]:
     """The description of a model, and which Keras wrote it."""
-    suffix = path.suffix.lower()
+    suffix, version = path.suffix.lower(), "3"
     if suffix == ".json":
         config = json.loads(path.read_text())
-        version = str(config.get("keras_version", "3")) if isinstance(config, dict) else "3"
-    elif zipfile.is_zipfile(path):
+        if isinstance(config, dict):
+            version = str(config.get("keras_version", "2" if keras_legacy.is_legacy(config) else "3"))
+    elif _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
-        version = "3"
+            if "metadata.json" in archive.namelist():  # Keras 2.12 to 2.15 wrote archives too
+                version = str(json.loads(archive.read("metadata.json")).get("keras_version", "3"))
     elif suffix == ".keras":
         raise CheckpointError(f"{path}: not a .keras file (which is a zip archive)")
     else:
@@ -117,6 +123,13 @@ def _architecture(path: Path) -> tuple[Mapping[str, Any], int]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not the architecture of a Keras model")
     return config, int(version.split(".")[0])
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is Keras 3's zip archive. One file may be HDF5 too: it is then what Keras takes it for."""
+    if not zipfile.is_zipfile(path):
+        return False
+    return path.suffix == ".keras" or not need("h5py", "keras", str(path)).is_hdf5(path)
 
 
 def _without_code(config: Any, where: str, keras: ModuleType) -> None:
@@ -150,12 +163,13 @@ def _without_code(config: Any, where: str, keras: ModuleType) -> None:
 
 def _fill(keras: ModuleType, model: Any, source: Path) -> str:
     """Load weights, whoever wrote them and however the file is called."""
-    if not zipfile.is_zipfile(source):
+    archive = _is_archive(source)
+    if not archive:
         with need("h5py", "keras", str(source)).File(source, "r") as file:
             entries = keras_legacy.read_weights(file, str(source))
         if entries is not None:
             return keras_legacy.put(model, entries, str(source))
-    ending = ".keras" if zipfile.is_zipfile(source) else ".weights.h5"
+    ending = ".keras" if archive else ".weights.h5"
     with ExitStack() as stack:
         if not str(source).endswith(ending):  # Keras goes by the name
             folder = stack.enter_context(tempfile.TemporaryDirectory())

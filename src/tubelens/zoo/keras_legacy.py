@@ -2,6 +2,7 @@
 
 Keras 3 reads whole Keras 2 files only in part and its JSON not at all, and puts Keras 2 weights by their
 order in the file, so that two layers of equal shape may be swapped without a word. Here the names decide.
+A hard sigmoid of Keras 2 is steeper than one of Keras 3.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tubelens.errors import CheckpointError
 
@@ -111,6 +113,8 @@ def _layer(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise CheckpointError(
                 f"{where}: {kind} {name!r} has {key}={value!r}, which Keras 3 does not know"
             )
+    if kind in ("GRU", "GRUCell"):
+        own.setdefault("reset_after", False)  # the first Keras 2 did not know it; Keras 3's default is True
     return {"module": "keras.layers", "class_name": kind, "config": own, "registered_name": None}
 
 
@@ -145,6 +149,21 @@ def _replaced(config: Any, words: Mapping[str, str]) -> Any:
     if isinstance(config, list):
         return [_replaced(value, words) for value in config]
     return words.get(config, config) if isinstance(config, str) else config
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """`clip(0.2 x + 0.5, 0, 1)`, as in Keras 1 and 2; Keras 3 has `clip(x / 6 + 0.5, 0, 1)` by this name."""
+    return (0.2 * x + 0.5).clamp(0, 1)
+
+
+def as_before_keras_3(model: Any) -> None:
+    """Give a model that an older Keras wrote, as Keras 3 builds it, the activations it was trained with."""
+    import keras
+
+    for layer in model._flatten_layers():  # cells of recurrent layers and what wrappers wrap are among them
+        for word in ("activation", "recurrent_activation"):
+            if vars(layer).get(word) is keras.activations.hard_sigmoid:
+                setattr(layer, word, hard_sigmoid)
 
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,31 +1,35 @@
 """A Keras model, on torch, as what the methods explain.
 
 A last softmax is passed over for the time of each forward, so that scores are logits: tubes are exact then,
-and nothing is softmaxed twice. The model is as it was afterwards.
+and nothing is softmaxed twice. The model is as it was afterwards; threads run one model one after another.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from tubelens.dryrun import default_layer, layers
-from tubelens.errors import InputError, LayerError, OptionError
+from tubelens.errors import LayerError, OptionError
 from tubelens.model import TorchModel
 from tubelens.target import ScoreKind
 from tubelens.zoo.extras import need
 from tubelens.zoo.form import Input, kind_of
+from tubelens.zoo.keras_input import agree, fed_to, input_shape, walk
 
 AFTER_SCORES = ("Flatten", "Reshape", "Dropout", "SpatialDropout3D", "Identity", "GlobalAveragePooling3D")
-BANDS = {1: ("grey",), 3: ("R", "G", "B")}
+_LOCKS: WeakKeyDictionary[Any, AbstractContextManager[bool]] = WeakKeyDictionary()
+_LOCKS_OWN = threading.Lock()
 
 
 def keras_on_torch(who: str) -> ModuleType:
@@ -79,10 +83,10 @@ def wrap(
     """
     who = name or str(getattr(model, "name", type(model).__name__))
     keras_on_torch(who)
-    shape = _input_shape(model, who)
-    fed = input or _read_off(model, shape, who)
+    shape = input_shape(model, who)
+    fed = fed_to(model, shape, input, who)
     if shape is not None:
-        _agree(fed, shape, who)
+        agree(fed, shape, who)
     network = KerasNetwork(model)
     made = TorchModel(
         module=network,
@@ -100,10 +104,11 @@ def wrap(
     spec = made.spec
     size = (1, len(spec.bands), spec.frames, *spec.size)
     noise = torch.rand(size, generator=torch.Generator().manual_seed(0))
-    if fed.output in (None, "logits"):
-        network.bare = _logits(network, made, noise)
-    if fed.output is None:
-        made = replace(made, output=_kind(network, made(noise)))
+    with _alone(model):  # the activation that is looked for may be passed over elsewhere right now
+        if fed.output in (None, "logits"):
+            network.bare = _logits(network, made, noise)
+        if fed.output is None:
+            made = replace(made, output=_kind(network, made(noise)))
     if layer is None:
         with suppress(LayerError):  # a scorer then: no layer has time and space
             layer = default_layer(layers(made, noise)).name
@@ -135,13 +140,14 @@ class KerasNetwork(nn.Module):
 
         # a subclassed model may know of no modes
         mode = {"training": False} if getattr(self.model, "_call_has_training_arg", True) else {}
-        with keras.device(str(x.device)), _kept(self.model), _without_activation(self.bare):
+        device = keras.device(str(x.device))
+        with _alone(self.model), device, _kept(self.model), _without_activation(self.bare):
             return self.model(x, **mode)
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """All layers; those of nested models as `outer/inner`. A shared layer has its first name."""
         seen: set[int] = set()
-        for name, layer in _walk(self.model, ""):
+        for name, layer in walk(self.model, ""):
             if id(layer) not in seen:
                 seen.add(id(layer))
                 yield name, layer
@@ -152,56 +158,79 @@ class KerasNetwork(nn.Module):
         Raises:
             KeyError: there is none.
         """
-        found: nn.Module = dict(_walk(self.model, ""))[name]
+        found: nn.Module = dict(walk(self.model, ""))[name]
         return found
 
 
-def _walk(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    inner = getattr(model, "layers", None)
-    if not isinstance(inner, list):  # a layer that someone wrote, with layers as its attributes
-        inner = [m for m in model.children() if hasattr(m, "get_config")]
-    for layer in inner:
-        yield prefix + layer.name, layer
-        yield from _walk(layer, f"{prefix}{layer.name}/")
+def _alone(model: Any) -> AbstractContextManager[bool]:
+    """The lock of a Keras model, however often it is wrapped: each forward changes it and puts it back."""
+    with _LOCKS_OWN:
+        return _LOCKS.setdefault(model, threading.RLock())
 
 
 @contextmanager
 def _kept(model: Any) -> Iterator[None]:
     """Variables that no training changes (statistics, states, seeds) are as before when the block ends."""
-    # a frozen kernel is not trained either, but no forward changes it
-    own = [v for v in model.variables if not v.trainable and len(v.shape) <= 2]
-    held = [(v, v.value.detach().clone()) for v in own]
+    import keras
+
+    held = {id(v): (v, v.value.detach().clone()) for v in _untrained(model)}
+    # a state that is written in place has no gradient any more: let Keras write it elsewhere
+    remembers = next(_states(model), None) is not None
     try:
-        yield
+        with keras.StatelessScope() if remembers else nullcontext():
+            yield
     finally:
-        for variable, value in held:
+        for variable, value in held.values():
             if not torch.equal(variable.value, value):
                 variable.assign(value)
+        for variable in _states(model):
+            if id(variable) not in held:  # the block built the layer
+                variable.assign(torch.zeros_like(variable.value))
+
+
+def _untrained(model: Any) -> Iterator[Any]:
+    # a frozen kernel is not trained either, but no forward changes it
+    yield from (v for v in model.variables if not v.trainable and len(v.shape) <= 2)
+    for layer in model._flatten_layers():
+        yield from layer._non_trainable_variables
+    yield from _states(model)
+
+
+def _states(model: Any) -> Iterator[Any]:
+    """What stateful recurrent layers remember of one batch for the next; not among a model's variables."""
+    import keras
+
+    for layer in model._flatten_layers():
+        found = keras.tree.flatten(vars(layer).get("states"))
+        yield from (v for v in found if isinstance(v, keras.Variable))
 
 
 @contextmanager
 def _without_activation(bare: tuple[Any, ...]) -> Iterator[None]:
-    """A layer's activation is the identity for the time of the block; a Softmax layer gives its input."""
+    """A layer's activation is the identity for the time of the block; a Softmax layer gives its input.
+
+    In this thread: others may be using the Keras model itself.
+    """
     layer = bare[0] if bare else None
+    thread = threading.get_ident()
     if layer is None:
         yield
     elif "activation" in vars(layer):
         given = vars(layer)["activation"]
-        vars(layer)["activation"] = _identity  # past Keras's tracking of attributes
+        # past Keras's tracking of attributes
+        vars(layer)["activation"] = lambda x: x if threading.get_ident() == thread else given(x)
         try:
             yield
         finally:
             vars(layer)["activation"] = given
     else:
-        handle = layer.register_forward_hook(lambda module, inputs, output: inputs[0])
+        handle = layer.register_forward_hook(
+            lambda module, inputs, output: inputs[0] if threading.get_ident() == thread else None
+        )
         try:
             yield
         finally:
             handle.remove()
-
-
-def _identity(x: Any) -> Any:
-    return x
 
 
 # ── scores ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -258,103 +287,10 @@ def _gives(layer: Any, tensor: Any) -> bool:
 
 def _not_affine(model: Any) -> str:
     """Why tubes do not apply, where a layer says so."""
-    for _, layer in _walk(model, ""):
+    for _, layer in walk(model, ""):
         kind = type(layer).__name__
         if kind.startswith("GlobalMaxPooling"):
             return f"the head takes a global maximum ({layer.name!r})"
         if kind in ("LSTM", "GRU", "SimpleRNN", "Bidirectional", "RNN"):
             return f"the head is recurrent ({layer.name!r})"
     return ""
-
-
-# ── the input ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _input_shape(model: Any, who: str) -> tuple[int | None, ...] | None:
-    """Of the one input, without the batch; None where the model does not say."""
-    try:
-        inputs, outputs = model.inputs, model.outputs
-    except AttributeError:
-        return None
-    if not inputs or not outputs:
-        return None
-    for what, found in (("inputs", inputs), ("outputs", outputs)):
-        if len(found) != 1:
-            raise InputError(
-                f"{who} has {len(found)} {what}, one is needed: make a keras.Model of the part to explain and"
-                " give it to `tubelens.wrap`"
-            )
-    return tuple(inputs[0].shape[1:])
-
-
-def _read_off(model: Any, shape: tuple[int | None, ...] | None, who: str) -> Input:
-    """Frames, size and order of dimensions, where the shape fixes them; time is first unless it cannot be.
-
-    Raises:
-        InputError: the input is not of rank 5.
-    """
-    if shape is None or len(shape) != 4:
-        rank = "has no fixed input" if shape is None else f"takes {_sizes(shape)}"
-        raise InputError(
-            f"{who} {rank}: say what it is fed, as in input='frames=16, size=112, axes=b t h w c'"
-        )
-    first = _channels_first(model, shape)
-    places = shape[1:] if first else shape[:3]
-    order = "thw"
-    if places[0] is not None and places[0] == places[1] != places[2]:
-        order = "hwt"  # frames are square far oftener than clips are as long as they are high
-    sizes = dict(zip(order, places, strict=True))
-    channels = (shape[0] if first else shape[3]) or 3
-    usual = Input()
-    height, width = (sizes[side] or sizes[other] or usual.size for side, other in ("hw", "wh"))
-    spaced = " ".join(order)
-    return Input(
-        frames=sizes["t"] or usual.frames,
-        size=(int(str(height)), int(str(width))),
-        bands=BANDS.get(channels) or tuple(f"band {i + 1}" for i in range(channels)),
-        scale=255.0 if _rescales(model) else 1.0,
-        axes=f"b c {spaced}" if first else f"b {spaced} c",
-    )
-
-
-def _channels_first(model: Any, shape: Sequence[int | None]) -> bool:
-    for _, layer in _walk(model, ""):
-        inner = getattr(layer, "layer", layer)  # what a wrapper wraps
-        if (order := getattr(inner, "data_format", None)) is not None:
-            return bool(order == "channels_first")
-    return shape[0] in BANDS and shape[3] not in BANDS
-
-
-def _rescales(model: Any) -> bool:
-    """Whether the model itself brings pixels from 0..255 to about one."""
-    found = (m for _, m in _walk(model, "") if type(m).__name__ == "Rescaling")
-    return any(isinstance(m.scale, int | float) and 0 < m.scale < 0.02 for m in found)
-
-
-def _agree(fed: Input, shape: tuple[int | None, ...], who: str) -> None:
-    """Complain where what is fed is not what the network takes.
-
-    Raises:
-        InputError: naming both.
-    """
-    spec = fed.spec()
-    clip = torch.zeros(1, len(spec.bands), spec.frames, *spec.size)
-    given = tuple(fed.pack()(clip).shape[1:])
-    if len(given) == len(shape) and all(n is None or n == m for n, m in zip(shape, given, strict=True)):
-        return
-    height, width = spec.size
-    said = f"{spec.frames} frames of {height}x{width}x{len(spec.bands)} ({fed.axes})"
-    raise InputError(f"{who} takes {_expected(fed, shape)}, the input says {said}: change `input`")
-
-
-def _expected(fed: Input, shape: Sequence[int | None]) -> str:
-    axes = fed.axes.split()[1:]
-    if sorted(axes) != ["c", "h", "t", "w"] or len(shape) != 4:
-        return f"an input of {_sizes(shape)}"
-    sizes = {axis: "any" if n is None else n for axis, n in zip(axes, shape, strict=True)}
-    height, width = (sizes["w"], sizes["h"]) if fed.rotate % 180 else (sizes["h"], sizes["w"])
-    return f"{sizes['t']} frames of {height}x{width}x{sizes['c']} ({fed.axes})"
-
-
-def _sizes(shape: Sequence[int | None]) -> str:
-    return "x".join("any" if n is None else str(n) for n in shape)
