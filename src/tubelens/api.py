@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import torch
@@ -25,7 +24,7 @@ from tubelens.methods.record import predictions
 from tubelens.model import Model, TorchModel, network
 from tubelens.running import RUN, Budget, Progress, Run
 from tubelens.target import Logit, Target, class_index, probabilities
-from tubelens.video import ClipViews, ClipWindows, View
+from tubelens.video import ClipViews, ClipWindows
 
 TargetLike = Target | int | str
 Many = ClipWindows | ClipViews
@@ -124,7 +123,7 @@ def explain_all(
     """
     if not methods:
         raise OptionError("no method given (`tubelens methods` lists them)")
-    if not isinstance(clip, Clip | ClipWindows | ClipViews):
+    if not isinstance(clip, Clip | Many):
         raise InputError(
             f"a clip is explained, not {type(clip).__name__}: read one with model.read(path), or make one of"
             " frames (t, h, w, c) with tubelens.Clip.from_array(frames)"
@@ -135,7 +134,7 @@ def explain_all(
     notes: list[tuple[str, ...]] = [()] * len(made)
     if budget is not None:
         made, notes, run = _within(made, Budget.of(budget), model, clip, target, run)
-    if isinstance(clip, ClipWindows | ClipViews):
+    if isinstance(clip, Many):
         found = _explain_windows(model, clip, made, target, run)
     else:
         found, _ = _explain_clip(model, clip, made, target, run)
@@ -155,8 +154,8 @@ def _possible(model: Model, method: Any) -> None:
 def _within(
     methods: Sequence[Any], budget: Budget, model: Model, clip: Clip | Many, target: Targets, run: Run
 ) -> tuple[list[Any], list[tuple[str, ...]], Run]:
-    first = next(iter(clip))[1] if isinstance(clip, ClipWindows | ClipViews) else clip
-    windows = len(clip) if isinstance(clip, ClipWindows | ClipViews) else 1
+    first = next(iter(clip))[1] if isinstance(clip, Many) else clip
+    windows = len(clip) if isinstance(clip, Many) else 1
     seconds = 0.0 if budget.seconds is None else one_forward(model, first)
     looked_up = int(_needs_scores(target) or model.labels is None)
     fitted = [within(m, budget, model, first, run, seconds, windows, looked_up) for m in methods]
@@ -245,12 +244,12 @@ def _explain_windows(
     found: list[list[dict[str, float]]] = []
     notes: list[list[tuple[str, ...]]] = []
     last: list[list[Explanation]] = []
-    for first, clip in windows:
+    place: Any  # of a window or of a view: what made it knows where it lies
+    for place, clip in windows:
         last, seen = _explain_clip(model, clip, methods, target, quiet)
         scores.append(model(clip.pixels[None]) if seen is None else seen)
         every = [e for row in last for e in row]
-        put = first.put if isinstance(first, View) else partial(_later, first)
-        parts.append([[put(part) for part in e.parts] for e in every])
+        parts.append([[windows.put(place, part) for part in e.parts] for e in every])
         values.append([e.provenance.score for e in every])
         found.append([e.provenance.facts for e in every])
         notes.append([e.provenance.notes for e in every])
@@ -280,10 +279,6 @@ def _explain_windows(
         for i, e in enumerate(e for row in last for e in row)
     )
     return [[next(stitched) for _ in row] for row in last]
-
-
-def _later(frames: int, part: Grid) -> Grid:
-    return part.shifted(frames)
 
 
 def _means(facts: Iterable[dict[str, float]]) -> dict[str, float]:

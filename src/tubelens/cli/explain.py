@@ -115,11 +115,12 @@ class Explain(Sampled, Loading, SeveralNetworks):
         self._check()
         networks, code = self._load()
         methods = chosen(self.method, self._options(), self.seed)
+        finer = Finer()
         results: list[dict[str, Any]] = []
         compared: list[list[str]] = []
         for video, stem in zip(self.videos, _stems(self.videos), strict=True):
             try:
-                found, failed = self._explain(networks, methods, video)
+                found, failed = self._explain(networks, methods, video, finer)
                 written, agreed = self._write(found, stem, video)
                 results += written
                 compared += agreed
@@ -230,20 +231,20 @@ class Explain(Sampled, Loading, SeveralNetworks):
         return self.clip(model, video, self.sampling, self.seed)
 
     def _explain(
-        self, networks: list[Network], methods: list[Any], video: str
+        self, networks: list[Network], methods: list[Any], video: str, finer: Finer
     ) -> tuple[list[tuple[Network, Rows]], int]:
         """What each network saw; a network that fails is left out, and gives the exit code."""
         found, code = [], 0
         for network in networks:
             try:
-                found.append((network, self._explain_one(network, methods, video)))
+                found.append((network, self._explain_one(network, methods, video, finer)))
             except VideoError:  # no fault of the network
                 raise
             except TubelensError as error:
                 code = max(code, self._failed(network.title, error))
         return found, code
 
-    def _explain_one(self, network: Network, methods: list[Any], video: str) -> Rows:
+    def _explain_one(self, network: Network, methods: list[Any], video: str, finer: Finer) -> Rows:
         model = network.model
         clip = self._read(model, video)
         wanted = list(self.target) if self.target else None
@@ -252,7 +253,6 @@ class Explain(Sampled, Loading, SeveralNetworks):
         with progress(f"explaining {Path(video).name}{among}") as tick:
             run = Run(self.batch, self.precision, tick)
             found = explain_all(model, clip, methods, wanted, budget=self.budget, run=run)
-        finer = Finer()
         found = [[finer.noted(model, e) for e in row] for row in found]
         if self.sampling == "random" or (self.sampling is None and model.spec.sampling == "random"):
             found = [[_seeded(e, self.seed) for e in row] for row in found]

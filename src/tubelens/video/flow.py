@@ -48,12 +48,6 @@ def refuse_flow(path: object, spec: InputSpec) -> None:
         raise OptionError(f"{os.fspath(path)}: {ONE_AT_A_TIME}, not in windows or views")
 
 
-def stored(path: str | os.PathLike[str]) -> bool:
-    """Whether flow is stored there: an array file, or a folder of flow images."""
-    where = Path(path)
-    return where.suffix.lower() in (".npy", ".npz") or (where.is_dir() and _images(where) is not None)
-
-
 def read_flow(
     path: str | os.PathLike[str],
     spec: InputSpec,
@@ -92,10 +86,11 @@ def read_flow(
             f"a clip with optical flow has bands out of U, V, R, G, B, not {', '.join(unknown)}"
         )
     colours = tuple(band for band in spec.bands if band not in BANDS)
-    flow = _stored(path) if stored(path) else None
-    if flow is not None and flow.frames is None and colours:
+    flow = _stored(Path(path))
+    if flow is not None and not flow.frames and colours:
         raise OptionError(f"{path}: holds optical flow only, and the clip needs {', '.join(colours)} too")
-    video = ArrayFrames(_shown(flow), fps or 25.0) if flow and flow.frames is None else _frames(path, fps)
+    alone = flow is not None and not flow.frames
+    video: Frames = ArrayFrames(_shown(flow), fps or 25.0) if flow and alone else open_video(path, fps)
     with video:
         shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
         every = video.times()
@@ -106,11 +101,11 @@ def read_flow(
         wanted = [first + i if i >= 0 else i for i in how.pick(len(every) - first)]
         real = sorted({i for i in wanted if i >= 0})
         if flow is None:
-            found, pictures = _computed(video, real, len(every), shape, colours)
+            found, pictures = _computed(video, real, len(every), shape, bool(colours))
         else:
             found = {i: flow.at(min(i, len(flow.u) - 1), shape) for i in real}
-            pictures = _pictures(video, real, shape, colours) if colours else {}
-        planes = {i: _planes(spec.bands, found[i], pictures.get(i), colours, shape) for i in real}
+            pictures = _pictures(video, real, shape) if colours else {}
+        planes = {i: _planes(spec.bands, found[i], pictures.get(i), shape) for i in real}
         black = torch.zeros_like(planes[real[0]])
         for n, band in enumerate(spec.bands):
             black[n] = 0.5 if band in BANDS else 0.0  # nothing moves
@@ -129,12 +124,12 @@ class Stored:
 
     Attributes:
         u, v: arrays `(h, w)` or image files, one a frame.
-        frames: the folder's other images, where there are any.
+        frames: whether the folder holds other images too.
     """
 
     u: Sequence[np.ndarray | Path]
     v: Sequence[np.ndarray | Path]
-    frames: bool | None = None
+    frames: bool = False
 
     def at(self, i: int, shape: Shape) -> Float[Tensor, "2 h w"]:
         """In pixels of the resized frame."""
@@ -145,16 +140,13 @@ class Stored:
         return small * torch.tensor([rw / w, rh / h]).view(2, 1, 1)
 
 
-def _frames(path: str | os.PathLike[str], fps: float | None) -> Frames:
-    return open_video(path, fps)
-
-
 def _computed(
-    video: Frames, real: list[int], n: int, shape: Shape, colours: tuple[str, ...]
+    video: Frames, real: list[int], n: int, shape: Shape, keep: bool
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Flow and pictures of frames, from one pass over them and their successors, two in memory at a time."""
-    whole = replace(shape, crop=shape.resized)
-    prepare = Prepare(whole, ("R", "G", "B"), video)
+    """Flow and, where they are kept, pictures of frames, from one pass over them and their successors, two in
+    memory at a time.
+    """
+    prepare = _uncropped(video, shape)
     pairs = {i: (i, i + 1) if i + 1 < n else (max(0, i - 1), i) for i in real}
     needed = sorted({j for pair in pairs.values() for j in pair})
     kept: dict[int, Tensor] = {}
@@ -167,22 +159,24 @@ def _computed(
                 a, b = pairs[i]
                 rest = torch.zeros(2, *shape.resized)
                 found[i] = rest if a == b else forward_flow(torch.stack([kept[a], kept[b]], dim=1))[0].flip(0)
-        if colours and number in pairs:
+        if keep and number in pairs:
             pictures[number] = kept[number]
         for old in [j for j in kept if j < number - 1]:
             del kept[old]
     return found, pictures
 
 
-def _pictures(
-    video: Frames, real: list[int], shape: Shape, colours: tuple[str, ...]
-) -> dict[int, Float[Tensor, "3 h w"]]:
-    prepare = Prepare(replace(shape, crop=shape.resized), ("R", "G", "B"), video)
+def _pictures(video: Frames, real: list[int], shape: Shape) -> dict[int, Float[Tensor, "3 h w"]]:
+    prepare = _uncropped(video, shape)
     return {i: prepare(frame) for i, _, frame in video.pick(real)}
 
 
+def _uncropped(video: Frames, shape: Shape) -> Prepare:
+    return Prepare(replace(shape, crop=shape.resized), ("R", "G", "B"), video)
+
+
 def _planes(
-    bands: Sequence[str], flow: Tensor, picture: Tensor | None, colours: tuple[str, ...], shape: Shape
+    bands: Sequence[str], flow: Tensor, picture: Tensor | None, shape: Shape
 ) -> Float[Tensor, "c h w"]:
     """The bands of one frame, cropped."""
     top, left = shape.corner
@@ -198,15 +192,18 @@ def _planes(
     return torch.stack(rows)[:, top : top + h, left : left + w].contiguous()
 
 
-def _stored(path: str | os.PathLike[str]) -> Stored:
-    where = Path(path)
+def _stored(where: Path) -> Stored | None:
+    """Flow on disk; None for what flow has to be computed of."""
     if where.is_dir():
         found = _images(where)
-        assert found is not None
+        if found is None:
+            return None
         (u, v), others = found
         if len(u) != len(v):
             raise VideoError(f"{where}: {len(u)} images of flow to the right but {len(v)} downwards")
-        return Stored(u, v, True if others else None)
+        return Stored(u, v, others)
+    if where.suffix.lower() not in (".npy", ".npz"):
+        return None
     try:
         content = np.load(where, allow_pickle=False)
         array = content if isinstance(content, np.ndarray) else content[next(iter(content.files))]
@@ -223,9 +220,8 @@ def _images(folder: Path) -> tuple[tuple[list[Path], list[Path]], bool] | None:
     images = [p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
     pairs = [[p for p in images if p.name.startswith(f"flow_{axis}")] for axis in AXES]
     if any(pairs):
-        return (sorted(pairs[0], key=natural), sorted(pairs[1], key=natural)), sum(map(len, pairs)) < len(
-            images
-        )
+        x, y = (sorted(files, key=natural) for files in pairs)
+        return (x, y), len(x) + len(y) < len(images)
     for names in (("x", "y"), ("u", "v"), ("flow_x", "flow_y")):
         if all((folder / name).is_dir() for name in names):
             x, y = (sorted((folder / name).iterdir(), key=natural) for name in names)

@@ -155,6 +155,11 @@ class ClipViews:
                 pixels = frames[:, :, top : top + h, left : left + w].contiguous()
                 yield View(places, top, left, self._crop), Clip(pixels, self.bands, source)
 
+    @staticmethod
+    def put(view: View, part: Grid) -> Grid:
+        """A grid over a view's own clip as a grid over all frames and the whole canvas."""
+        return view.put(part)
+
     def _decode(self, run: Sequence[int]) -> Tensor:
         taken = {i: self._prepare(f) for i, _, f in self._video.pick(sorted({i for i in run if i >= 0}))}
         black = torch.zeros_like(next(iter(taken.values())))

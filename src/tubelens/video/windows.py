@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelens.clip import Clip, Pad, Windows, plan
+from tubelens.layout import Grid
 from tubelens.model import InputSpec
 from tubelens.video.flow import refuse_flow
 from tubelens.video.frames import ArrayFrames, Frames, open_video
@@ -75,6 +76,11 @@ class ClipWindows:
                 span = (times[0], min(times[-1], self.source.span[1]))
                 source = replace(self.source, times=times, span=span)
                 yield first, Clip(torch.stack(list(window), dim=1), self.bands, source)
+
+    @staticmethod
+    def put(first: int, part: Grid) -> Grid:
+        """A grid over a window's own clip as a grid over all sampled frames."""
+        return part.shifted(first)
 
     def _frames(self) -> Iterator[Tensor]:
         last = None

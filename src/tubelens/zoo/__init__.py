@@ -97,11 +97,10 @@ def load(
         weights = recipe.official[0]
     if weights is None:
         raise OptionError(f"say which weights {name} shall have: {_choices(recipe)}")
-    whole = recipe.extra == transformers_video.EXTRA and weights != "random"
-    if whole and transformers_video.is_checkpoint(weights):
-        return transformers_video.load(
-            weights, seed=seed, labels=labels, device=device, family=name, trust=trust
-        )
+    if recipe.checkpoint is not None and weights != "random":
+        model = recipe.checkpoint(weights, seed=seed, labels=labels, device=device, trust=trust)
+        if model is not None:
+            return model
     known: Sequence[str] | None = None
     verified, style = "", None
     if weights == "random":
@@ -110,23 +109,19 @@ def load(
             module = recipe.build(recipe.classes)
         origin = f"random (seed {seed})"
         verified = "random"
-    elif _is_file(weights):
-        state, style = _in_our_keys(recipe, _read(recipe, str(weights), trust))
-        module = _built_for(recipe, state.get(recipe.head), str(weights))
-        fit(module, state, str(weights), name)
-        origin, known = str(weights), recipe.identify(str(weights))
-        verified = "the hash of the official file" if known is not None else ""
     else:
-        if recipe.fetch is None or weights not in recipe.official:
-            raise CheckpointError(
-                f"{name} has no weights {weights!r}{nearest(str(weights), recipe.official)}: give"
-                f" {_choices(recipe)}"
-            )
-        state, known = recipe.fetch(str(weights))
+        origin = str(weights)
+        if _is_file(weights):
+            state, known = _read(recipe, origin, trust), recipe.identify(origin)
+            verified = "the hash of the official file" if known is not None else ""
+        elif recipe.fetch is not None and weights in recipe.official:
+            (state, known), verified = recipe.fetch(origin), "official weights"
+        else:
+            near = nearest(origin, recipe.official)
+            raise CheckpointError(f"{name} has no weights {weights!r}{near}: give {_choices(recipe)}")
         state, style = _in_our_keys(recipe, state)
-        module = _built_for(recipe, state.get(recipe.head), str(weights))
-        fit(module, state, str(weights), name)
-        origin, verified = str(weights), "official weights"
+        module = _built_for(recipe, state.get(recipe.head), origin)
+        fit(module, state, origin, name)
     return TorchModel(
         module=module.eval().to(device),
         pack=(style and style.pack) or recipe.pack,
@@ -145,7 +140,7 @@ def load(
 
 
 def _choices(recipe: Recipe) -> str:
-    folder = ["a folder", "hf:OWNER/NAME"] if recipe.extra == transformers_video.EXTRA else []
+    folder = ["a folder", "hf:OWNER/NAME"] if recipe.checkpoint is not None else []
     return ", ".join([*recipe.official, *folder, "a weights file", "or 'random'"])
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelens.errors import InputError, OptionError
-from tubelens.model import Attention, InputSpec, Layouts, same
+from tubelens.model import Attention, InputSpec, Layouts, TorchModel, same
 from tubelens.target import ScoreKind
 
 Statistics = tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]
@@ -144,6 +144,8 @@ class Recipe:
         tubes: `"exact"`, or why tubes do not apply.
         attention: how its attention is composed, for the attention methods.
         cached: the file that an official name is kept in, whether or not it is there.
+        checkpoint: loads weights that are a folder or a hub name, with the options of `zoo.load`; gives None
+            where they are something else.
         merge: one state dict out of those of several files (`weights="rgb.pth,pa.pth"`).
     """
 
@@ -168,4 +170,5 @@ class Recipe:
     tubes: str = EXACT
     attention: Attention | None = None
     cached: Callable[[str], Any] | None = None
+    checkpoint: Callable[..., TorchModel | None] | None = None
     merge: Callable[[Sequence[Mapping[str, Tensor]]], dict[str, Tensor]] | None = None

@@ -305,6 +305,11 @@ def is_checkpoint(weights: str | Path) -> bool:
     return not as_file and _is_hub(text)
 
 
+def checkpoint(family: str, weights: str | Path, **options: Any) -> TorchModel | None:
+    """The model of a folder or hub name that is given as weights; None for a file of weights."""
+    return load(weights, family=family, **options) if is_checkpoint(weights) else None
+
+
 def _recipe(family: Family) -> Recipe:
     network = family.network
     spec, pack = family.input(network, family.published, family.classes)
@@ -324,6 +329,7 @@ def _recipe(family: Family) -> Recipe:
         extra=EXTRA,
         tubes=TUBES[network.readout],
         attention=family.attention(network),
+        checkpoint=partial(checkpoint, family.name),
     )
 
 
