@@ -32,7 +32,7 @@ from tubelens.attention_calls import Call, Heads, Visit, Watch, entered
 from tubelens.cut import recording
 from tubelens.errors import LayerError, ScoreError
 from tubelens.layout import Grid, Layout
-from tubelens.model import Attention, Scorer, TorchModel, checked, network, untouched
+from tubelens.model import Attention, Scorer, TorchModel, checked, network, resolved, untouched
 from tubelens.target import Target, evaluate
 
 __all__ = ["Attended", "Call", "Heads", "Visit", "attending", "composed"]
@@ -62,8 +62,7 @@ class Attended:
     @property
     def layout(self) -> Layout:
         """Of the tokens between blocks."""
-        tokens = self.attention.tokens
-        return tokens if isinstance(tokens, Layout) else tokens(self.clip_size)
+        return resolved(self.attention.tokens, self.clip_size)
 
     @property
     def blocks(self) -> str:
@@ -99,9 +98,7 @@ class Attended:
 
     def grid(self, values: Float[Tensor, "t h w"]) -> Grid:
         """A map over the tokens, placed where they look."""
-        place, sizes = self.layout.place, zip("thw", values.shape, self.clip_size, strict=True)
-        t, y, x = (place(axis, cells, extent) for axis, cells, extent in sizes)
-        return Grid(values.detach(), t, y, x, (0, self.clip_size[0]))
+        return self.layout.grid(values, self.clip_size)
 
 
 @contextmanager

@@ -249,15 +249,7 @@ class Capture:
 
     def grid(self, values: Float[Tensor, "t h w"]) -> Grid:
         """A map over the layer's cells, placed where they look."""
-        frames, height, width = self.clip_size
-        t, h, w = values.shape
-        return Grid(
-            values.detach(),
-            self.layout.place("t", t, frames),
-            self.layout.place("h", h, height),
-            self.layout.place("w", w, width),
-            (0, frames),
-        )
+        return self.layout.grid(values, self.clip_size)
 
     @property
     def _rows(self) -> slice:

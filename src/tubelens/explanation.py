@@ -158,11 +158,10 @@ class Explanation:
         y = ((np.arange(size[0]) + 0.5) * full_h / size[0] - box.top) / box.height * h - 0.5
         x = ((np.arange(size[1]) + 0.5) * full_w / size[1] - box.left) / box.width * w - 0.5
         # what lies outside is always a run at either end, and slices are filled faster than masks
-        top, bottom = np.searchsorted(y, -0.5, "left"), np.searchsorted(y, h - 0.5, "right")
-        left, right = np.searchsorted(x, -0.5, "left"), np.searchsorted(x, w - 0.5, "right")
+        down, along = _within(y, 0, h), _within(x, 0, w)
         for frame in self._stream(self.source.clip_index(times), y, x, order=order):
-            frame[:top] = frame[bottom:] = torch.nan
-            frame[:, :left] = frame[:, right:] = torch.nan
+            frame[: down.start] = frame[down.stop :] = torch.nan
+            frame[:, : along.start] = frame[:, along.stop :] = torch.nan
             yield frame
 
     def over_time(self, times: Sequence[float] | None = None) -> Float[Tensor, "n"]:

@@ -67,6 +67,12 @@ class Layout:
             return known
         return tiled(cells, extent)
 
+    def grid(self, values: Float[Tensor, "t h w"], clip: tuple[int, int, int]) -> Grid:
+        """A map over the cells, placed where they look in a clip of so many frames, rows and columns."""
+        sizes = zip("thw", values.shape, clip, strict=True)
+        t, y, x = (self.place(axis, cells, extent) for axis, cells, extent in sizes)
+        return Grid(values.detach(), t, y, x, (0, clip[0]))
+
 
 def tiled(cells: int, extent: int) -> Centres:
     """Centres of `cells` equal patches that tile `extent` pixels: `(i + 1/2) extent / cells - 1/2`."""

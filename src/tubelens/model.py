@@ -29,6 +29,14 @@ LayoutOf = Callable[[tuple[int, int, int]], Layout]
 Layouts = Mapping[str, Layout | LayoutOf]
 
 
+def resolved(known: Layout | LayoutOf, clip: Sequence[int]) -> Layout:
+    """A layout for a clip; frames, height and width come last in the shape `clip`."""
+    if isinstance(known, Layout):
+        return known
+    frames, height, width = clip[-3:]
+    return known((frames, height, width))
+
+
 def same(out: Any) -> Any:
     """What a network returns, as it is."""
     return out
@@ -240,10 +248,7 @@ class TorchModel:
             clip: the shape of a clip or of a batch: frames, height and width come last.
         """
         known = self.layouts.get(layer)
-        if known is None or isinstance(known, Layout):
-            return known
-        frames, height, width = clip[-3:]
-        return known((frames, height, width))
+        return None if known is None else resolved(known, clip)
 
     read = _read
     windows = _windows

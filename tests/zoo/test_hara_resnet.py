@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tubelens as tl
 from tests.conftest import order_one
-from tests.zoo.test_mfnet import assert_registered, randomise_norms
+from tests.zoo.registered import assert_registered, kept_outputs, randomise_norms
 from tubelens import zoo
 from tubelens.clip import Clip
 from tubelens.errors import CheckpointError
@@ -277,19 +277,7 @@ def test_random_weights_look_at_the_clip():
 
 
 def test_nothing_rewrites_what_a_layer_gave(net: ResNet3D):
-    kept: list[tuple[str, Tensor, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: kept.append((name, o, o.clone())))
-        for name, module in net.named_modules()
-    ]
-    with torch.no_grad():
-        net(torch.rand(1, 3, 8, 48, 48))
-    for handle in handles:
-        handle.remove()
-    assert {name for name, _, _ in kept} == {name for name, _ in net.named_modules()}
-    for name, output, copy in kept:
-        assert torch.equal(output, copy), name
-    layer4 = {name: output for name, output, _ in kept}["layer4"]
+    layer4 = kept_outputs(net, torch.rand(1, 3, 8, 48, 48))["layer4"]
     assert layer4.min() == 0
     assert layer4.max() > 0.5
 

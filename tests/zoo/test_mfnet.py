@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import tubelens as tl
 from tests.conftest import order_one
+from tests.zoo.registered import assert_registered, kept_outputs, randomise_norms
 from tubelens import zoo
-from tubelens.capture import capturing
 from tubelens.clip import Clip
 from tubelens.errors import CheckpointError
 from tubelens.model import TorchModel
@@ -45,16 +45,6 @@ def net() -> MFNet3D:
     order_one(made, torch.rand(2, 3, 8, 64, 64))
     randomise_norms(made)
     return made
-
-
-def randomise_norms(module: nn.Module) -> None:
-    """Scales and shifts that are not all ones and zeros."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm3d):
-                norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) + 0.5)
-                norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator) * 0.3)
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(400, 7_996_368), (101, 7_766_437), (51, 7_727_987)])
@@ -182,19 +172,7 @@ def test_a_file_that_lacks_a_unit_is_refused(net: MFNet3D, tmp_path: Path, monke
 
 def test_nothing_rewrites_what_a_layer_gave(net: MFNet3D):
     """Outputs kept by hooks are, after the forward, what they were when they were given."""
-    kept: list[tuple[str, Tensor, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: kept.append((name, o, o.clone())))
-        for name, module in net.named_modules()
-    ]
-    with torch.no_grad():
-        net(torch.rand(1, 3, 4, 32, 32))
-    for handle in handles:
-        handle.remove()
-    assert len(kept) == len(handles)
-    for name, output, copy in kept:
-        assert torch.equal(output, copy), name
-    tail = {name: output for name, output, _ in kept}["tail"]
+    tail = kept_outputs(net, torch.rand(1, 3, 4, 32, 32), once=True)["tail"]
     assert tail.min() == 0
     assert tail.max() > 0.5
 
@@ -218,29 +196,3 @@ def test_tubes_are_the_logit(size: tuple[int, int, int], net: MFNet3D):
 def test_cells_look_where_their_layout_says(layer: str, size: tuple[int, int, int]):
     torch.manual_seed(5)
     assert_registered(MFNet3D(4), layer, size)
-
-
-def assert_registered(net: nn.Module, layer: str, size: tuple[int, int, int]) -> None:
-    """Noise at the middle cell: the centroid of change in the layer is that place, within 1/4 stride."""
-    generator = torch.Generator().manual_seed(3)
-    base = torch.rand((1, 3, *size), generator=generator)
-    model = TorchModel(order_one(net, base), pack=lambda x: x, layer=layer)
-    with capturing(model, base) as capture:
-        before = capture.activations[0]
-        cells = [
-            capture.layout.place(axis, n, extent)
-            for axis, n, extent in zip("thw", before.shape[1:], size, strict=True)
-        ]
-    strides = [c[1] - c[0] for c in cells]
-    middles = [c[len(c) // 2] for c in cells]
-    block = [slice(max(0, int(m - s / 2)), int(m + s / 2) + 1) for m, s in zip(middles, strides, strict=True)]
-    changed = base.clone()
-    patch = changed[(slice(None), slice(None), *block)]
-    patch.copy_(torch.rand(patch.shape, generator=generator) * 4 - 1.5)
-    with capturing(model, changed) as capture:
-        moved = (capture.activations[0] - before).double().square().sum(dim=0)
-    for axis in range(3):
-        mass = moved.sum(dim=[a for a in range(3) if a != axis])
-        centroid = float((mass * torch.tensor(cells[axis])).sum() / mass.sum())
-        place = (block[axis].start + block[axis].stop - 1) / 2
-        assert abs(centroid - place) <= strides[axis] / 4, f"axis {'thw'[axis]}: {centroid:.2f}, not {place}"
