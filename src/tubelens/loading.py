@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -19,6 +16,7 @@ from tubelens.capture import default_layer, layers
 from tubelens.errors import InputError, OptionError, TubelensError, nearest
 from tubelens.layout import Layout
 from tubelens.model import BlackBox, Model, TorchModel, same
+from tubelens.plugins import imported
 from tubelens.zoo import files, keras_network
 from tubelens.zoo.checkpoint import fit, read_checkpoint
 from tubelens.zoo.form import Fed, Input, kind_of
@@ -214,38 +212,10 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 def _made(spec: str) -> Any:
     """What the factory that `spec` names returns."""
-    factory = _factory(spec)
+    factory = imported(spec)
     try:
         return factory()
     except TubelensError:
         raise
     except Exception as error:
         raise OptionError(f"{spec}: the factory failed: {type(error).__name__}: {error}") from error
-
-
-def _factory(spec: str) -> Callable[[], Any]:
-    """What `package.module:name` or `path.py:name` names."""
-    where, _, name = spec.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            if not Path(where).is_file():
-                raise OptionError(f"{where}: no such file")
-            loaded = importlib.util.spec_from_file_location(Path(where).stem, where)
-            assert loaded is not None
-            assert loaded.loader is not None
-            module = importlib.util.module_from_spec(loaded)
-            sys.modules.setdefault(Path(where).stem, module)  # dataclasses look themselves up there
-            beside = str(Path(where).resolve().parent)
-            if beside not in sys.path:
-                sys.path.append(beside)  # for the modules beside it, as when Python runs the file
-            loaded.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-    except TubelensError:
-        raise
-    except Exception as error:  # whatever the user's file does
-        raise OptionError(f"{spec}: cannot be imported: {type(error).__name__}: {error}") from error
-    made = getattr(module, name, None)
-    if not callable(made):
-        raise OptionError(f"{spec}: {where} has no function {name!r}")
-    return made  # type: ignore[no-any-return]

@@ -27,12 +27,16 @@ class Run:
             natively and a pilot agrees with fp32.
         progress: told how many forwards are done, and how many there will be.
         seconds: stop after so long, with what there is by then; only methods that add up samples can.
+        steady: nothing depends on how long something took: batches of eight unless `batch` says otherwise,
+            and `auto` precision is decided by the pilot's agreement alone. The same machine then gives the
+            same bits again.
     """
 
     batch: int | None = None
     precision: Precision = "auto"
     progress: Progress | None = None
     seconds: float | None = None
+    steady: bool = False
 
     def tell(self, done: int, total: int) -> None:
         """Report progress, if somebody listens."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelens.batching import Pace, memory_used, native_bf16, runs_fp16
+from tubelens.batching import FIRST, Pace, memory_used, native_bf16, runs_fp16
 from tubelens.clip import Clip
 from tubelens.errors import OptionError, ScoreError, WorkError
 from tubelens.fill import Fill
@@ -25,6 +25,7 @@ from tubelens.masks import Masks
 from tubelens.model import Scorer, TorchModel, frozen, is_out_of_memory, untouched
 from tubelens.running import RUN, Precision, Run
 from tubelens.target import Target, evaluate
+from tubelens.variants import Masked, Variants
 
 PILOT = 16  # masks on which a lower precision is compared with fp32
 PILOT_BATCH = 8
@@ -42,13 +43,13 @@ class Part:
 
     Attributes:
         first: number of the first of them.
-        masks: on the model's device.
+        masks: on the model's device; none where the versions were not made by masks.
         values: of every target, float32.
         scores: of every class, float32.
     """
 
     first: int
-    masks: Float[Tensor, "b T H W"]
+    masks: Float[Tensor, "_ T H W"]
     values: Float[Tensor, "n b"]
     scores: Float[Tensor, "b k"]
 
@@ -84,7 +85,22 @@ def score_masked(
         ScoreError: NaN or infinity; names the masks.
         WorkError: a single clip is too much for the memory.
     """
-    return Scored(model, clip, masks, fill, targets, run, intact)
+    return Scored(model, clip, Masked(masks, fill), targets, run, intact)
+
+
+def score_variants(
+    model: Scorer,
+    clip: Clip,
+    variants: Variants,
+    targets: Sequence[Target],
+    run: Run = RUN,
+    intact: Float[Tensor, "1 k"] | None = None,
+) -> Scored:
+    """Scores of altered versions of a clip, streamed: as `score_masked`, which is the case of masks.
+
+    What the network's `pack` takes from a clip (its mean, say) is taken from the intact one.
+    """
+    return Scored(model, clip, variants, targets, run, intact)
 
 
 def pilots(model: Scorer, run: Run, masks: int) -> int:
@@ -115,20 +131,16 @@ class Scored:
         self,
         model: Scorer,
         clip: Clip,
-        masks: Masks,
-        fill: Fill,
+        variants: Variants,
         targets: Sequence[Target],
         run: Run = RUN,
         intact: Float[Tensor, "1 k"] | None = None,
     ) -> None:
-        if tuple(masks.size) != clip.size:
-            made, given = ("x".join(map(str, size)) for size in (masks.size, clip.size))
-            raise OptionError(f"masks of {made} do not fit a clip of {given} (frames, height, width)")
         if run.batch is not None and run.batch < 1:
             raise OptionError(f"a batch holds at least one clip, not {run.batch}")
         self._started = time.perf_counter()
         model = frozen(model, clip.pixels[None])
-        self.model, self.masks, self.targets, self.run = model, masks, list(targets), run
+        self.model, self.targets, self.run, self.total = model, list(targets), run, len(variants)
         self.device = torch.device(getattr(model, "device", "cpu"))
         if run.precision == "fp16" and not runs_fp16(self.device):
             raise OptionError(
@@ -136,11 +148,11 @@ class Scored:
             )
         self._used = memory_used(self.device)
         self._pixels = clip.pixels.to(self.device)
-        self._blend = fill.over(self._pixels)
+        self._make = variants.over(self._pixels)
         self.forwards, self.done, self.batch = 0, 0, 0
         self.precision: Precision = "fp32"
         self.notes: tuple[str, ...] = ()
-        self._ready = pilots(model, run, len(masks)) == 0
+        self._ready = pilots(model, run, self.total) == 0
         if intact is None:
             found = self._attempt(lambda: self._forward(self._pixels[None], "fp32", False))
             if found is None:
@@ -150,7 +162,7 @@ class Scored:
         self.intact: Float[Tensor, "n"] = evaluate(self.targets, intact, model.output)[:, 0]
 
     def __iter__(self) -> Iterator[Part]:
-        self.done, total = 0, len(self.masks)
+        self.done, total = 0, self.total
         pace = self._pace()
         if not self._ready:
             self._choose_precision(pace)
@@ -173,25 +185,30 @@ class Scored:
     def _pace(self, limit: int | None = None) -> Pace:
         formats: tuple[bool, ...] = (False,)
         if isinstance(self.model, TorchModel):
-            formats = (True,) if self.precision != "fp32" else (False, True)
+            formats = (True,) if self.precision != "fp32" else (False,) if self.run.steady else (False, True)
         clip_bytes = self._pixels.numel() * self._pixels.element_size()
-        return Pace(self.device, clip_bytes, len(self.masks), self.run.batch, formats, self._used, limit)
+        return Pace(self.device, clip_bytes, self.total, self._fixed, formats, self._used, limit)
+
+    @property
+    def _fixed(self) -> int | None:
+        return FIRST if self.run.batch is None and self.run.steady else self.run.batch
 
     def _size(self, pace: Pace) -> int:
         """Clips of the next batch; 0 where the time is up."""
-        size = min(pace.setting[0], len(self.masks) - self.done)
+        size = min(pace.setting[0], self.total - self.done)
         if self.run.seconds is None or self.done < LEAST:
             return size
         left = self.run.seconds - (time.perf_counter() - self._started)
         return max(0, min(size, int(left / pace.cost) if pace.cost else size))
 
     def _score(self, start: int, stop: int, channels_last: bool) -> tuple[Tensor, Tensor]:
-        masks = self.masks.batch(start, stop, self.device)
-        scores = self._forward(self._blend(masks), self.precision, channels_last)
+        clips, masks = self._make(start, stop)
+        scores = self._forward(clips, self.precision, channels_last)
         if self.precision != "fp32" and not bool(torch.isfinite(scores).all()):
             self.notes += (f"{self.precision} overflowed at mask {start}: fp32 from there on",)
             self.precision = "fp32"
-            scores = self._forward(self._blend(masks), "fp32", channels_last)
+            scores = self._forward(clips, "fp32", channels_last)
+        masks = self._pixels.new_empty(0, *self._pixels.shape[1:]) if masks is None else masks
         return masks, self._finite(scores, range(start, stop))
 
     def _forward(
@@ -218,7 +235,7 @@ class Scored:
             where = "the intact clip"
             if numbers is not None:
                 shown = ", ".join(str(numbers[i]) for i in bad[:8]) + (", ..." if len(bad) > 8 else "")
-                where = f"the clip under mask {shown} of {len(self.masks)}"
+                where = f"the clip under mask {shown} of {self.total}"
             raise ScoreError(
                 f"{name} returned NaN or infinity for {where}: check its weights and the normalisation of its"
                 " input"
@@ -247,8 +264,8 @@ class Scored:
     def _choose_precision(self, pace: Pace) -> None:
         asked = self.run.precision
         trial: Precision = "bf16" if asked == "auto" else asked
-        count = min(PILOT, len(self.masks))
-        numbers = [i * len(self.masks) // count for i in range(count)]
+        count = min(PILOT, self.total)
+        numbers = [i * self.total // count for i in range(count)]
         full, full_time = self._pilot(numbers, "fp32", pace)
         low, low_time = self._pilot(numbers, trial, pace)
         error = pilot_error(full, low)
@@ -258,7 +275,7 @@ class Scored:
                 self.notes += (f"{trial} scores are off by {error:.1%} of their standard deviation",)
         elif not error <= TOLERANCE:
             self.notes += (f"fp32, as bf16 scores are off by {error:.1%} of their standard deviation",)
-        elif low_time < FASTER * full_time:
+        elif self.run.steady or low_time < FASTER * full_time:
             self.precision = trial
 
     def _pilot(
@@ -271,10 +288,10 @@ class Scored:
             some = numbers[at : at + min(PILOT_BATCH, pace.size)]
 
             def work(some: Sequence[int] = some) -> Tensor:
-                masks = self._pixels.new_empty(len(some), *self._pixels.shape[1:])
+                clips = self._pixels.new_empty(len(some), *self._pixels.shape)
                 for row, i in enumerate(some):
-                    masks[row] = self.masks.batch(i, i + 1, self.device)[0]
-                return self._forward(self._blend(masks), precision, precision != "fp32")
+                    clips[row] = self._make(i, i + 1)[0][0]
+                return self._forward(clips, precision, precision != "fp32")
 
             begun = time.perf_counter()
             scores = self._attempt(work)

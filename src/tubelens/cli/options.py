@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from tubelens.cli.show import note, read_labels
 from tubelens.clip import Clip, Pad
 from tubelens.errors import OptionError
 from tubelens.loading import load_model
-from tubelens.methods import accepts, method, option_names
+from tubelens.methods import accepts, method, name_of, option_names
 from tubelens.model import Model, TorchModel
 from tubelens.video import ClipViews, ClipWindows
 
@@ -198,10 +197,8 @@ _FLAGS = {"select": "strongest"}
 
 
 def _name(spec: str) -> str:
-    found = re.match(r"\s*([\w+-]+)", spec)
-    name = found[1] if found else spec
-    method(name)  # complains of an unknown one
-    return name
+    method(spec)  # complains of an unknown one
+    return name_of(spec)[0]
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
-from tubelens.errors import OptionError, nearest
 from tubelens.methods.ablationcam import AblationCAM
 from tubelens.methods.attention import AttentionRollout, Chefer
 from tubelens.methods.cam import GradCAM, GradCAMpp, HiResCAM, LayerCAM, XGradCAM
@@ -26,6 +23,7 @@ from tubelens.methods.sidu import SIDU
 from tubelens.methods.surrogate import LIME, KernelSHAP
 from tubelens.methods.swag import SWAG
 from tubelens.methods.tubes import Tubes
+from tubelens.specs import Named
 
 __all__ = [
     "FEM",
@@ -60,6 +58,7 @@ __all__ = [
     "XGradCAM",
     "accepts",
     "method",
+    "name_of",
     "option_names",
     "short_name",
 ]
@@ -121,106 +120,24 @@ METHODS: dict[str, Entry] = {
     "selective": Entry(Selective, "that of its base", "Hiley et al., selective relevance, 2019"),
 }
 
+_NAMED = Named("method", {name: entry.make for name, entry in METHODS.items()}, "methods", nested=("base",))
+
 
 def method(name: str, **options: Any) -> Any:
     """The method of that name with its options, which may also stand in the name: `"rise(n=500, p=0.3)"`.
 
+    The name is one of `METHODS`, one that another package offers (entry point `tubelens.methods`), or
+    `module:Class` or `path.py:Class` of one's own.
+
     Raises:
         OptionError: unknown name or option.
     """
-    found = re.fullmatch(r"\s*([\w+-]+)\s*(?:\((.*)\))?\s*", name)
-    if found is None or found[1] not in METHODS:
-        known = found[1] if found else name
-        if found is None and name.count("(") != name.count(")"):
-            raise OptionError(f"method {name!r}: a bracket is missing: write it as in rise(n=500)")
-        raise OptionError(f"unknown method {known!r}{nearest(known, METHODS)}: `tubelens methods` lists them")
-    options = _options(found[1], found[2] or "") | options
-    if isinstance(options.get("base"), str):
-        options["base"] = method(options["base"])
-    make = METHODS[found[1]].make
-    known_options = option_names(found[1])
-    for option in options:
-        if option not in known_options:
-            raise OptionError(
-                f"method {found[1]!r} has no option {option!r}{nearest(option, known_options)}:"
-                f" it has {', '.join(known_options) or 'none'}"
-            )
-    for option, value in options.items():
-        if not accepts(found[1], option, value):
-            allowed = " or ".join(map(str, _allowed(get_type_hints(make)[option])))
-            raise OptionError(f"method {found[1]!r}: {option} must be {allowed}, not {value!r}")
-    hints = get_type_hints(make)
-    for option, value in options.items():
-        kind = _KINDS.get(hints[option])
-        if kind and (
-            not isinstance(value, kind[0]) or (hints[option] is not bool and isinstance(value, bool))
-        ):
-            raise OptionError(f"method {found[1]!r}: {option} must be {kind[1]}, not {value!r}")
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise OptionError(f"method {found[1]!r}: {error}") from error
+    return _NAMED.make(name, **options)
 
 
-_KINDS: dict[Any, tuple[Any, str]] = {
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    bool: (bool, "true or false"),
-}
-_WORDS = {"true": True, "false": False, "none": None}
-
-
-def accepts(name: str, option: str, value: Any) -> bool:
-    """Whether the method has the option, and may have it at this value."""
-    if option not in option_names(name):
-        return False
-    allowed = _allowed(get_type_hints(METHODS[name].make)[option])
-    return not allowed or value is None or value in allowed
-
-
-def _allowed(hint: Any) -> tuple[Any, ...]:
-    """The values of a `Literal`, also where it may be None; none where any value will do."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    parts = [part for part in get_args(hint) if part is not type(None)]
-    return get_args(parts[0]) if len(parts) == 1 and get_origin(parts[0]) is Literal else ()
-
-
-def option_names(name: str) -> list[str]:
-    """The options of a method, by its name."""
-    return [field.name for field in fields(METHODS[name].make)]  # type: ignore[arg-type]
+name_of, accepts, option_names = _NAMED.split, _NAMED.accepts, _NAMED.option_names
 
 
 def short_name(written: str) -> str:
     """The name in the table of a method's repr (`GradCAMpp(layer=None)` is `gradcam++`)."""
-    kind = written.partition("(")[0]
-    names = {getattr(entry.make, "__name__", ""): name for name, entry in METHODS.items()}
-    return names.get(kind, kind)
-
-
-def _options(name: str, text: str) -> dict[str, Any]:
-    """`n=500, fill=blur, layer=blocks.0` as a dictionary; what is no Python value is a word."""
-    found = {}
-    for item in _split(text):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not (key.isidentifier() and equals and value):
-            raise OptionError(
-                f"method {name!r}: cannot read its options ({text}): write them as in rise(n=500, fill=blur)"
-            )
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = method(value) if "(" in value else _WORDS.get(value.lower(), value)
-    return found
-
-
-def _split(text: str) -> list[str]:
-    """At the commas that stand in no bracket."""
-    items, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            items.append("")
-        else:
-            items[-1] += letter
-    return [item for item in items if item.strip()]
+    return _NAMED.short(written)

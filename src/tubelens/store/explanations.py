@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
+from torch import Tensor
 
 from tubelens.clip import Box, Source
 from tubelens.errors import InputError
@@ -37,26 +38,11 @@ def save_explanation(explanation: Explanation, path: str | Path, **options: Any)
         OutputError: it could not be written.
     """
     path = Path(path)
-    tensors = {"saliency": explanation.saliency.contiguous().cpu()}
-    for i, part in enumerate(explanation.parts):
-        tensors[f"part{i}.values"] = part.values.contiguous().cpu()
-        for axis in ("t", "y", "x"):
-            tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
-    source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
-    header = {
-        "parts": [
-            {"span": part.span, "weight": part.weight, "area": part.area} for part in explanation.parts
-        ],
-        "size": explanation.size,
-        "source": source,
-        "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
-        "provenance": asdict(explanation.provenance),
-        "align": explanation.align,
-        "scale": explanation.scale,
-    }
+    tensors, header = _packed(explanation)
+    tensors["saliency"] = explanation.saliency.contiguous().cpu()
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, {"format": FORMAT, "explanation": json.dumps(header)})
+            save_file(tensors, temporary, header)
         except SafetensorError as error:
             raise OSError(str(error)) from error
     return path
@@ -80,6 +66,52 @@ def load_explanation(path: str | Path) -> Explanation:
             tensors = {key: file.get_tensor(key) for key in file.keys() if key != "saliency"}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a saved explanation: {error}") from error
+    return _unpacked(tensors, header)
+
+
+def to_bytes(explanation: Explanation) -> bytes:
+    """The same as a safetensors file in memory, at native resolution only."""
+    data: bytes = save(*_packed(explanation))
+    return data
+
+
+def from_bytes(data: bytes) -> Explanation:
+    """What `to_bytes` made.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        meta = json.loads(data[8 : 8 + length])["__metadata__"]
+        return _unpacked(load(data), json.loads(meta["explanation"]))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"these bytes are no saved explanation: {error}") from error
+
+
+def _packed(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file."""
+    tensors = {}
+    for i, part in enumerate(explanation.parts):
+        tensors[f"part{i}.values"] = part.values.contiguous().cpu()
+        for axis in ("t", "y", "x"):
+            tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
+    source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
+    header = {
+        "parts": [
+            {"span": part.span, "weight": part.weight, "area": part.area} for part in explanation.parts
+        ],
+        "size": explanation.size,
+        "source": source,
+        "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
+        "provenance": asdict(explanation.provenance),
+        "align": explanation.align,
+        "scale": explanation.scale,
+    }
+    return tensors, {"format": FORMAT, "explanation": json.dumps(header)}
+
+
+def _unpacked(tensors: dict[str, Tensor], header: dict[str, Any]) -> Explanation:
     parts = tuple(
         Grid(
             tensors[f"part{i}.values"],

@@ -1,0 +1,158 @@
+"""Reading a run: scores as columns of numbers, curves as matrices, maps as explanations."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tubelens.errors import InputError
+from tubelens.explanation import Explanation
+from tubelens.store.cells import ANCHORS, FILE, FORMAT, Failure, Row, Table, explained
+from tubelens.store.explanations import from_bytes
+
+
+class RunReader:
+    """An open run; made by `RunStore.read`, also while another process writes it."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._db = path, connection
+
+    def _known(self) -> None:
+        try:
+            rows = dict(self._db.execute("SELECT key, value FROM meta"))
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            rows = {}
+        if rows.get("format") != FORMAT:
+            raise InputError(f"{self.path / FILE}: a SQLite file, but not a run of this version ({FORMAT})")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """`settings`, and what else is known of the whole run."""
+        rows = dict(self._db.execute("SELECT key, value FROM meta"))
+        return {"format": rows["format"], "settings": json.loads(rows["settings"])}
+
+    def names(self, table: Table) -> list[Row]:
+        """Its lines, by id."""
+        found = self._db.execute(f"SELECT id, name, facts FROM {table} ORDER BY id")
+        return [Row(i, name, json.loads(facts)) for i, name, facts in found]
+
+    def count(self, table: str = "cells") -> int:
+        """Rows of a table."""
+        return int(self._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+    def cells(self, metric: int | None = None, seconds: bool = False) -> dict[str, np.ndarray]:
+        """Scores as columns: ids int32 (`clip`, `model`, `method`, `metric`, `seed`), and float64 `value`,
+        `normalised`, `forwards` and the anchors, NaN where there is none.
+
+        Args:
+            metric: only of this one.
+            seconds: also what the map of each took.
+        """
+        ids = ("clip", "model", "method", "metric", "seed")
+        numbers = ("value", "normalised", "forwards", *ANCHORS)
+        names = ", ".join(f"cells.{name}" for name in (*ids, *numbers))
+        joined = " LEFT JOIN maps USING (clip, model, method, seed)" if seconds else ""
+        query = f"SELECT {names}{', maps.seconds' if seconds else ''} FROM cells{joined}"
+        columns = (*ids, *numbers, *(("seconds",) if seconds else ()))
+        kinds = [np.int32] * len(ids) + [np.float64] * (len(columns) - len(ids))
+        return self._columns(query, columns, kinds, metric)
+
+    def curves(self, metric: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Curves of a metric: ids as columns, places `(n, S)` and values `(n, S)`, float32.
+
+        Only those of the commonest number of points.
+        """
+        ids = ("clip", "model", "method", "seed")
+        query = f"SELECT {', '.join(ids)}, curve FROM cells WHERE metric = ? AND curve IS NOT NULL"
+        rows: list[tuple[int, ...]] = []
+        blobs: list[bytes] = []
+        for *row, blob in self._db.execute(query, (metric,)):
+            rows.append(tuple(row))
+            blobs.append(blob)
+        lengths = np.array([len(blob) for blob in blobs], dtype=np.int64)
+        usual = int(np.bincount(lengths).argmax()) if len(lengths) else 0
+        keep = np.flatnonzero(lengths == usual)
+        found = np.frombuffer(b"".join(blobs[i] for i in keep), dtype="<f4").reshape(len(keep), 2, -1)
+        numbers = np.array(rows, dtype=np.int32).reshape(-1, len(ids))[keep]
+        return dict(zip(ids, numbers.T, strict=True)), found[:, 0], found[:, 1]
+
+    def details(self, metric: int | None = None) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+        """Facts and notes of every cell, streamed: (clip, model, method, metric, seed) and the detail."""
+        where, given = ("", ()) if metric is None else (" WHERE metric = ?", (metric,))
+        query = f"SELECT clip, model, method, metric, seed, detail FROM cells{where}"
+        for *key, text in self._db.execute(query, given):
+            yield tuple(key), json.loads(text)
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Columns `clip`, `model`, `label` (-1 where none), `predicted` and `prob`."""
+        query = "SELECT clip, model, COALESCE(label, -1) AS label, predicted, prob FROM predictions"
+        columns = ("clip", "model", "label", "predicted", "prob")
+        return self._columns(query, columns, [np.int32] * 4 + [np.float64])
+
+    def failures(self) -> list[tuple[int, int, Failure, int]]:
+        """(clip, model, what, attempts); model 0: none of them."""
+        found = self._db.execute("SELECT * FROM failures ORDER BY clip, model, method, metric, seed")
+        return [(c, m, Failure(*rest), attempts) for c, m, *rest, attempts in found]
+
+    def explanation(self, clip: int, model: int, method: int, seed: int = 0) -> Explanation | None:
+        """The stored map, None where there is none."""
+        query = "SELECT data FROM maps WHERE clip = ? AND model = ? AND method = ? AND seed = ?"
+        found = self._db.execute(query, (clip, model, method, seed)).fetchone()
+        return None if found is None else from_bytes(found[0])
+
+    def _columns(
+        self, query: str, columns: Sequence[str], kinds: Sequence[Any], metric: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """A query as arrays, read piece by piece: rows of Python objects would take ten times the room."""
+        where, given = ("", ()) if metric is None else (" WHERE metric = ?", (metric,))
+        cursor = self._db.execute(query + where, given)
+        pieces: list[list[np.ndarray]] = [[] for _ in columns]
+        while rows := cursor.fetchmany(50_000):
+            for piece, column, kind in zip(pieces, zip(*rows, strict=True), kinds, strict=True):
+                piece.append(np.array(column, dtype=kind))  # None becomes NaN
+        return {
+            name: np.concatenate(piece) if piece else np.empty(0, kind)
+            for name, piece, kind in zip(columns, pieces, kinds, strict=True)
+        }
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[RunReader]:
+    """A run, open for reading.
+
+    Raises:
+        InputError: no run there, or a damaged one.
+    """
+    folder = Path(path)
+    file = folder / FILE
+    if not file.is_file():
+        raise InputError(f"{folder}: no run there ({FILE} is missing): `tubelens evaluate` makes one")
+    with explained(folder):
+        connection = _readable(file)
+        try:
+            store = RunReader(folder, connection)
+            store._known()
+            yield store
+        finally:
+            connection.close()
+
+
+def _readable(file: Path) -> sqlite3.Connection:
+    """A connection that writes nothing; without shared memory where the folder cannot be written."""
+    for mode in ("mode=ro", "mode=ro&immutable=1"):
+        connection = sqlite3.connect(f"{file.resolve().as_uri()}?{mode}", uri=True)
+        try:
+            connection.execute("SELECT COUNT(*) FROM sqlite_master")
+        except sqlite3.OperationalError:
+            connection.close()
+            continue
+        return connection
+    raise InputError(f"{file}: cannot be opened")
