@@ -134,3 +134,27 @@ def test_pilots_are_foretold():
         assert scored.forwards == 1 + n + pilots(model, run, n)
     assert pilots(model, Run(), 200) == 32
     assert pilots(BlackBox(lambda clips: clips), Run(), 200) == 0
+
+
+@pytest.mark.usefixtures("native")
+def test_without_a_pilot_a_named_precision_is_taken_as_it_is_and_auto_is_fp32():
+    for asked, used in (("bf16", "bf16"), ("auto", "fp32"), ("fp32", "fp32")):
+        model, spread = lossy(0.0)
+        model.module.off = 0.5 * spread
+        run = Run(precision=asked, pilot=False)
+        scored = score_masked(model, clip(), masks(200), Black(), LOGITS, run)
+        list(scored)
+        assert (scored.precision, scored.notes) == (used, ())
+        assert (scored.forwards, pilots(model, run, 200)) == (201, 0)
+        assert model.module.lower == (200 if used == "bf16" else 0)
+
+
+@pytest.mark.usefixtures("native")
+def test_steady_runs_choose_by_agreement_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scoring, "FASTER", 0.0)  # never fast enough
+    for run, used in ((Run(steady=True), "bf16"), (Run(), "fp32")):
+        model, _ = lossy(0.0)
+        scored = score_masked(model, clip(), masks(200), Black(), LOGITS, run)
+        list(scored)
+        assert scored.precision == used
+        assert used == "fp32" or all(model.module.formats)

@@ -192,3 +192,13 @@ def test_cubic_agrees_with_an_independent_spline_inside():
     index = np.linspace(15, 25, 41)
     other = scipy.interpolate.CubicSpline(np.arange(40), values)(index)
     np.testing.assert_allclose(spline_matrix(index, 40, 3) @ values, other, atol=1e-5)
+
+
+def test_a_spline_passes_through_its_samples_to_the_bit():
+    grid = torch.zeros(4, 9, 9)
+    grid[1, 2:5, 3:6] = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    places = [np.arange(float(n)) for n in grid.shape]
+    assert torch.equal(resample(grid, places), grid)
+    half = resample(grid, [places[0], places[1] / 2, places[2]])
+    assert torch.equal(half[:, ::2], grid[:, :5])
+    assert not torch.equal(half[:, 1::2], grid[:, :4])

@@ -30,6 +30,8 @@ class Run:
         steady: nothing depends on how long something took: batches of eight unless `batch` says otherwise,
             and `auto` precision is decided by the pilot's agreement alone. The same machine then gives the
             same bits again.
+        pilot: compare a lower precision with fp32 first. Without, a precision asked for by name is taken
+            as it is, and `auto` is fp32.
     """
 
     batch: int | None = None
@@ -37,6 +39,7 @@ class Run:
     progress: Progress | None = None
     seconds: float | None = None
     steady: bool = False
+    pilot: bool = True
 
     def tell(self, done: int, total: int) -> None:
         """Report progress, if somebody listens."""

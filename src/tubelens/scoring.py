@@ -105,7 +105,7 @@ def score_variants(
 
 def pilots(model: Scorer, run: Run, masks: int) -> int:
     """Forwards that comparing precisions will take ahead of so many masks; 0 where none is compared."""
-    if not isinstance(model, TorchModel) or run.precision == "fp32":
+    if not isinstance(model, TorchModel) or run.precision == "fp32" or not run.pilot:
         return 0
     if run.precision == "auto" and (masks < WORTH * PILOT or not native_bf16(model.device)):
         return 0
@@ -150,7 +150,8 @@ class Scored:
         self._pixels = clip.pixels.to(self.device)
         self._make = variants.over(self._pixels)
         self.forwards, self.done, self.batch = 0, 0, 0
-        self.precision: Precision = "fp32"
+        named = isinstance(model, TorchModel) and not run.pilot and run.precision != "auto"
+        self.precision: Precision = run.precision if named else "fp32"
         self.notes: tuple[str, ...] = ()
         self._ready = pilots(model, run, self.total) == 0
         if intact is None:

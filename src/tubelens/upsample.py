@@ -71,7 +71,13 @@ def spline_matrix(index: Float64[np.ndarray, "m"], n: int, order: int = 3) -> Fl
         at = base + tap
         weight = _hat(index - at) if order == 1 else _cubic(index - at)
         np.add.at(basis, (np.arange(m), _mirror(at, n)), weight)
-    return basis if order == 1 else basis @ _cubic_prefilter(n)
+    if order == 1:
+        return basis
+    spline: np.ndarray = basis @ _cubic_prefilter(n)
+    # a spline passes through its samples: to the bit, so that zeros stay equal and a flat area stays flat
+    whole = (index == base) & (base < n)
+    spline[whole] = np.eye(n)[base[whole]]
+    return spline
 
 
 def _hat(x: np.ndarray) -> np.ndarray:
