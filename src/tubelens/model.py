@@ -102,7 +102,7 @@ def _read(self: Any, path: Video, sampling: str | None = None, **options: Any) -
 
     `path` is a video file, a folder of frames or an array; `sampling` is `uniform`, `dense`, `segments` or
     `random`, by default the recipe's; `options` are `start` (seconds), `stride`, `frames`, `seed` and `pad`,
-    in place of the recipe's.
+    in place of the recipe's, and `span` (seconds, `(start, end)`): the part of the video that is sampled.
     """
     clip: Clip = _reader("clip")(path, self.spec, sampling, **options)
     return clip

@@ -89,7 +89,7 @@ class Named:
                 f"unknown {self.word} {name!r}{near}: `tubelens {self.word}s` lists them; one's own is"
                 " written module:Class"
             )
-        if not is_dataclass(make):
+        if not (isinstance(make, type) and is_dataclass(make)):
             raise OptionError(f"{self.word} {name!r}: must be a dataclass, so that its repr rebuilds it")
         return make
 

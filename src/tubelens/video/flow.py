@@ -28,7 +28,7 @@ from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.images import natural
 from tubelens.video.moments import shown_at
 from tubelens.video.prepare import Prepare, Shape, after, source_of
-from tubelens.video.sampling import planned, stood_for
+from tubelens.video.sampling import Span, planned, said, spanned, stood_for
 
 BANDS = ("U", "V")
 BOUND = 20.0  # pixels a frame
@@ -57,6 +57,7 @@ def read_flow(
     seed: int = 0,
     pad: Pad = "clamp",
     fps: float | None = None,
+    span: Span | None = None,
 ) -> Clip:
     """A clip with bands U and V, alone or with R, G and B.
 
@@ -74,6 +75,7 @@ def read_flow(
         seed: likewise.
         pad: likewise.
         fps: frame rate of a folder or an array file, 25 by default.
+        span: seconds of the only part that is sampled. Flow at its end is still that to the next frame.
 
     Raises:
         VideoError: it cannot be read.
@@ -96,9 +98,14 @@ def read_flow(
         every = video.times()
         if sampling == "windows":
             raise OptionError(f"windows are not one clip, and {ONE_AT_A_TIME}")
+        if span is not None and start:
+            raise OptionError("a span has its own start: give a span or a start")
         how = planned(spec, video.fps, sampling, stride, start, seed, pad)
-        first = shown_at(every, start, video.fps, str(video.path or path)) if start else 0
-        wanted = [first + i if i >= 0 else i for i in how.pick(len(every) - first)]
+        part = range(shown_at(every, start, video.fps, str(video.path or path)) if start else 0, len(every))
+        if span is not None:
+            part = spanned(every, span, video.fps, str(video.path or path))
+        own = how.pick(len(part))
+        wanted = [part.start + i if i >= 0 else i for i in own]
         real = sorted({i for i in wanted if i >= 0})
         if flow is None:
             found, pictures = _computed(video, real, len(every), shape, bool(colours))
@@ -110,10 +117,10 @@ def read_flow(
         for n, band in enumerate(spec.bands):
             black[n] = 0.5 if band in BANDS else 0.0  # nothing moves
         clip = [planes[i] if i >= 0 else black for i in wanted]
-        times, span, padded = stood_for(how, every, wanted)
+        times, seen, padded = stood_for(how, every[part.start : part.stop], own)
         step = spec.stride_at(video.fps) if stride is None else stride
         times = after(times, len(clip), step / video.fps)
-        source = source_of(video, shape, times, span, f"{how!r}, flow to the next frame", padded)
+        source = source_of(video, shape, times, seen, f"{said(how, span)}, flow to the next frame", padded)
     source = replace(source, path=os.fspath(path) if source.array is None else None)
     return Clip(torch.stack(clip, dim=1), spec.bands, source)
 

@@ -17,7 +17,7 @@ from tubelens.model import InputSpec
 from tubelens.video.flow import has_flow, read_flow
 from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.prepare import Prepare, Shape, after, source_of
-from tubelens.video.sampling import planned, stood_for
+from tubelens.video.sampling import Span, planned, said, spanned, stood_for
 
 Path = str | os.PathLike[str]
 
@@ -35,6 +35,7 @@ def read_clip(
     fps: float | None = None,
     bands: str | Sequence[str] | None = None,
     antialias: bool = True,
+    span: Span | None = None,
 ) -> Clip:
     """A clip of a video file, of a folder of frames, or of an array `(t, h, w, c)`.
 
@@ -52,6 +53,8 @@ def read_clip(
         fps: frame rate of a folder or an array, 25 by default.
         bands: names of the channels. A video gives R, G, B in any order, or one band of another name: grey.
         antialias: filter before shrinking.
+        span: seconds `(start, end)` of the only part that is sampled, as if it were the whole video; an end
+            of None is the video's.
 
     Raises:
         VideoError: it cannot be read.
@@ -64,7 +67,7 @@ def read_clip(
     with video:
         names = _bands(video, bands)
         spec = InputSpec(frames, crop, resize, 1, None, names, antialias)
-        return _read(video, spec, sampling, stride=stride, start=start, seed=seed, pad=pad)
+        return _read(video, spec, sampling, stride=stride, start=start, seed=seed, pad=pad, span=span)
 
 
 def read_spec(
@@ -77,13 +80,14 @@ def read_spec(
         spec: frames, size, resize, stride, bands.
         sampling: `uniform`, `dense`, `segments` or `random`, by default the recipe's; `stride` or `start`
             make the default dense.
-        options: `start`, `stride`, `frames`, `seed`, `pad`, in place of the recipe's; `fps` of a folder.
+        options: `start`, `stride`, `frames`, `seed`, `pad`, in place of the recipe's; `fps` of a folder;
+            `span`, seconds `(start, end)` of the only part that is sampled, as if it were the whole video.
 
     Raises:
         VideoError: it cannot be read.
         OptionError: an unknown option, or a start after the end.
     """
-    known = ("start", "stride", "frames", "seed", "pad", "fps")
+    known = ("start", "stride", "frames", "seed", "pad", "fps", "span")
     _check_names(options, known)
     spec = replace(spec, frames=int(options.pop("frames", spec.frames)))
     if has_flow(spec.bands) and isinstance(path, str | os.PathLike):
@@ -100,26 +104,32 @@ def _read(
     start: float = 0.0,
     seed: int = 0,
     pad: Pad = "clamp",
+    span: Span | None = None,
 ) -> Clip:
+    if span is not None and start:
+        raise OptionError("a span has its own start: give a span or a start")
     how = planned(spec, video.fps, sampling, stride, start, seed, pad)
     shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
     prepare = Prepare(shape, spec.bands, video)
     if isinstance(video, ArrayFrames):
         video.exact = True
-    if isinstance(how, Dense):
+    if isinstance(how, Dense) and span is None:
         clip, times = _dense(video, how, prepare)
-        span, padded = (times[0], times[-1]), len(clip) - len(set(times))
+        seen, padded = (times[0], times[-1]), len(clip) - len(set(times))
     else:
-        every = video.times()
+        every, first = video.times(), 0
+        if span is not None:
+            part = spanned(every, span, video.fps, str(video.path or "the array"))
+            every, first = every[part.start : part.stop], part.start
         wanted = how.pick(len(every))
-        real = sorted({index for index in wanted if index >= 0})
-        taken = {index: prepare(frame) for index, _, frame in video.pick(real)}
-        first = next(iter(taken.values()))
-        clip = [taken[index] if index >= 0 else torch.zeros_like(first) for index in wanted]
-        times, span, padded = stood_for(how, every, wanted)
+        real = sorted({first + index for index in wanted if index >= 0})
+        taken = {index - first: prepare(frame) for index, _, frame in video.pick(real)}
+        black = torch.zeros_like(next(iter(taken.values())))
+        clip = [taken[index] if index >= 0 else black for index in wanted]
+        times, seen, padded = stood_for(how, every, wanted)
     step = spec.stride_at(video.fps) if stride is None else stride
     times = after(times, len(clip), step / video.fps)
-    source = source_of(video, shape, times, span, repr(how), padded)
+    source = source_of(video, shape, times, seen, said(how, span), padded)
     return Clip(torch.stack(clip, dim=1), spec.bands, source)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from tubelens.clip import Dense, Pad, Random, Segments, Uniform, Windows, plan
 from tubelens.errors import OptionError
 from tubelens.model import InputSpec
+from tubelens.video.moments import shown_at
 
 OnePlan = Uniform | Dense | Segments | Random
+Span = tuple[float, float | None]
+"""Seconds of a part of a video; None: to its end."""
 
 
 def check_pad(pad: str) -> None:
@@ -62,3 +66,30 @@ def stood_for(
         times = sorted(set(times))
         span = (times[0], times[-1])
     return times, span, len(wanted) - len(set(times))
+
+
+def spanned(every: Sequence[float], span: Span, fps: float, name: str) -> range:
+    """Numbers of the frames on screen from the span's start up to, but not including, its end.
+
+    Args:
+        every: seconds of every frame of the video.
+        span: seconds; an end after the video's is the video's.
+        fps: of the video, for rounding.
+        name: of the video, for the error.
+
+    Raises:
+        OptionError: the span is empty, negative or not finite, or starts past the end.
+    """
+    start, end = span
+    last = every[-1] + 1 / fps if end is None else end
+    if not 0 <= start < float("inf") or not last < float("inf") or (end is not None and not start < end):
+        raise OptionError(f"{name}: a span must begin at 0 or later and before it ends, not {start} to {end}")
+    first = shown_at(list(every), start, fps, name)
+    return range(first, max(first + 1, bisect_left(every, last - 0.1 / fps)))
+
+
+def said(how: OnePlan, span: Span | None) -> str:
+    """The plan, and the part of the video that it is for, as a record keeps it."""
+    if span is None:
+        return repr(how)
+    return f"{how!r} from {span[0]:g} s to {'the end' if span[1] is None else f'{span[1]:g} s'}"
