@@ -18,6 +18,7 @@ from tubelens.truth import Truth
 
 Saliency = Float[Tensor, "T H W"]
 RANDOM, CENTRE, DIFFERENCE, TIME_MEAN, ORACLE = "random", "centre", "difference", "time_mean", "oracle"
+ROUNDING = 1e-9
 RIVALS = {
     RANDOM: "a random order",
     CENTRE: "a centre prior",
@@ -64,7 +65,7 @@ def warnings_for(
 ) -> tuple[str, ...]:
     """One note for all the anchors that a map loses to; none where it loses to none of them.
 
-    An equal value is no loss, nor is NaN, nor a value below the oracle's.
+    An equal value is no loss, nor one that only rounding tells apart, nor NaN, nor one below the oracle's.
     """
     if higher_is_better is None:
         return ()
@@ -72,7 +73,7 @@ def warnings_for(
     lost = [
         f"{called} ({anchors[name]:.3f})"
         for name, called in RIVALS.items()
-        if name in anchors and sign * (anchors[name] - value) > 0
+        if name in anchors and sign * (anchors[name] - value) > ROUNDING * max(1.0, abs(value))
     ]
     return (f"the map ({value:.3f}) does worse than {' and '.join(lost)}",) if lost else ()
 

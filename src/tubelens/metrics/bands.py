@@ -1,0 +1,320 @@
+"""Which bands carry the evidence: exact Shapley values of the bands, and how they work together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import factorial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from tubelens.clip import Clip
+from tubelens.errors import OptionError
+from tubelens.explanation import Explanation
+from tubelens.fill import Fill, fill
+from tubelens.metrics.anchors import ORACLE, RANDOM
+from tubelens.metrics.edits import (
+    EMPTY,
+    ScoreOf,
+    Tube,
+    answers,
+    checked,
+    distinct,
+    lost_to,
+    map_of,
+    one_of,
+    top_voxels,
+    volume_of,
+)
+from tubelens.metrics.protocol import Score, normalised
+from tubelens.running import RUN, Run
+from tubelens.truth import Truth
+from tubelens.variants import Batch, Make
+
+MOST = 6
+"""Players: 64 versions of a clip."""
+LEAST = 0.01
+"""Loss of the score below which shares of it mean nothing."""
+
+
+# ── the game ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shapley(game: Float64[np.ndarray, "s"]) -> Float64[np.ndarray, "n"]:
+    """Shapley values of a game, exactly.
+
+        phi_i = sum_S |S|! (n - |S| - 1)! / n! (v(S + i) - v(S)),   S without i
+
+    Shapley, "A value for n-person games" (1953). They add up to `v(all) - v(none)`.
+
+    Args:
+        game: the value of every coalition; player i is in coalition s where bit i of s is set.
+    """
+    n = _players(game)
+    values = np.zeros(n)
+    for i in range(n):
+        for s in range(2**n):
+            if not s >> i & 1:
+                size = s.bit_count()
+                weight = factorial(size) * factorial(n - size - 1) / factorial(n)
+                values[i] += weight * (game[s | 1 << i] - game[s])
+    return values
+
+
+def interactions(game: Float64[np.ndarray, "s"]) -> Float64[np.ndarray, "n n"]:
+    """Shapley interaction indices of all pairs, exactly; symmetric, zeros on the diagonal.
+
+        I_ij = sum_S |S|! (n - |S| - 2)! / (n - 1)! (v(S + i + j) - v(S + i) - v(S + j) + v(S))
+
+    over all S without i and j.
+
+    Grabisch and Roubens, "An axiomatic approach to the concept of interaction among players in cooperative
+    games" (1999). Positive: together they are worth more than each for itself (synergy); negative: each can
+    stand for the other (redundancy).
+
+    Args:
+        game: see `shapley`.
+    """
+    n = _players(game)
+    values = np.zeros((n, n))
+    for i, j in combinations(range(n), 2):
+        both = 1 << i | 1 << j
+        for s in range(2**n):
+            if not s & both:
+                size = s.bit_count()
+                weight = factorial(size) * factorial(n - size - 2) / factorial(n - 1)
+                values[i, j] += weight * (game[s | both] - game[s | 1 << i] - game[s | 1 << j] + game[s])
+    return values + values.T
+
+
+def _players(game: Float64[np.ndarray, "s"]) -> int:
+    return len(game).bit_length() - 1
+
+
+# ── bands ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class BandShare:
+    """How much of the evidence each band carries.
+
+    The bands are the players of a game: `v(S)` is the score of the clip in which the bands of S are as they
+    are and the others are filled, within the map's tube (or in the whole clip). `v(all)` is the intact clip.
+    The exact Shapley values of the bands (see `shapley`) add up to what removing all of them costs,
+    `f(x) - f(all filled)`, and a band's share is its part of that. Maps that remove all bands at once cannot
+    tell this.
+
+    Facts: `share:IR` for each player; `synergy:R+IR` for each pair, the Shapley interaction (see
+    `interactions`) as a part of the same loss: 1 for two bands of which neither says anything alone; `loss`.
+    Shares and synergies are as they come out: a band that speaks against the class has a negative share.
+
+    The value is the share of the bands that carry the evidence, where that is known, and more is better; the
+    anchors are then `random` (each player an equal share, what bands drawn by lot have) and, for tubes,
+    `oracle` (the true tube's). Else it is the largest share, of which neither more nor less is better.
+
+    Attributes:
+        where: `tube`: within the map's tube; `clip`: everywhere, which is the model's alone and the same for
+            every map of a target.
+        groups: bands that are one player, as `RGB|IR` or `R+G+B|IR`; every band once. Empty: each for itself.
+            A group counts as carrying the evidence where any of its bands does.
+        fill: what takes the place of removed bands.
+        volume: share of the voxels in the tube; None: that of the evidence where it is known, else 0.05.
+        dilate: pixels by which the tube is widened.
+        score: `prob` or `logit`; a contrast stays itself.
+        anchors: whether the true tube is scored too, where it is known.
+        seed: of ties.
+    """
+
+    kind: ClassVar[Literal["curve"]] = "curve"
+    higher_is_better: ClassVar[bool] = True
+    needs_truth: ClassVar[bool] = False
+
+    where: Literal["tube", "clip"] = "tube"
+    groups: str = ""
+    fill: str | Fill = "mean"
+    volume: float | None = None
+    dilate: int = 1
+    score: ScoreOf = "prob"
+    anchors: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of(where=(self.where, Literal["tube", "clip"]), score=(self.score, ScoreOf))
+        checked(self.volume, self.dilate)
+        fill(self.fill)
+
+    def __call__(
+        self,
+        model: Any,
+        clip: Clip,
+        explanations: Sequence[Explanation],
+        truth: Truth | None = None,
+        run: Run = RUN,
+    ) -> list[Score]:
+        """One score an explanation: `2^n - 1` forwards a region for n players, and the intact clip once.
+
+        Raises:
+            OptionError: groups that do not fit the clip's bands, more than 6 players, or an explanation or a
+                truth of another size than the clip.
+            ScoreError: NaN or infinity.
+        """
+        players = grouped(clip.bands, self.groups)
+        tubes = [self._region(explanation, clip, truth) for explanation in explanations]
+        regions = {tube.key: tube for tube in tubes if tube.frames}
+        oracle = None
+        if self.anchors and self.where == "tube" and truth is not None and truth.bands and regions:
+            oracle = Tube(truth.mask.cpu(), self.dilate)
+            regions[oracle.key] = oracle
+        masks = [tube.mask for tube in regions.values()]
+        targets, which = distinct(explanations, self.score)
+        coalitions = Coalitions(masks, list(players.values()), fill(self.fill))
+        found = answers(model, clip, coalitions, targets, run)
+        subsets = 2 ** len(players) - 1
+        games = found.values.view(len(targets), len(masks), subsets).numpy()
+        places = {key: i for i, key in enumerate(regions)}
+        scores = []
+        for row, tube in zip(which, tubes, strict=True):
+            intact = float(found.intact[row])
+
+            def game(of: Tube, row: int = row, intact: float = intact) -> Float64[np.ndarray, "s"]:
+                return np.append(games[row, places[of.key]], intact)
+
+            if tube.frames:
+                best = None if oracle is None else game(oracle)
+                score = self._score(game(tube), best, players, clip, truth)
+            else:
+                score = Score(float("nan"), None, notes=(EMPTY,))
+            notes = (*score.notes, *found.notes)
+            scores.append(replace(score, forwards=found.forwards / len(which), notes=notes))
+        return scores
+
+    def _region(self, explanation: Explanation, clip: Clip, truth: Truth | None) -> Tube:
+        saliency = map_of(explanation, clip, truth)
+        if self.where == "clip":
+            return Tube(torch.ones(clip.size, dtype=torch.bool))
+        return Tube(top_voxels(saliency, volume_of(self.volume, truth), self.seed), self.dilate)
+
+    def _score(
+        self,
+        game: Float64[np.ndarray, "s"],
+        best: Float64[np.ndarray, "s"] | None,
+        players: dict[str, list[int]],
+        clip: Clip,
+        truth: Truth | None,
+    ) -> Score:
+        loss = float(game[-1] - game[0])
+        facts = {"intact": float(game[-1]), "loss": loss}
+        if not abs(loss) >= LEAST:
+            note = f"filling all bands changes the score by {loss:+.4f}: there is nothing to share"
+            return Score(float("nan"), None, facts=facts, notes=(note,))
+        names = list(players)
+        values, pairs = shapley(game) / loss, interactions(game) / loss
+        facts |= {f"share:{name}": float(v) for name, v in zip(names, values, strict=True)}
+        facts |= {
+            f"synergy:{names[i]}+{names[j]}": float(pairs[i, j])
+            for i, j in combinations(range(len(names)), 2)
+        }
+        known = set() if truth is None else set(truth.bands)
+        carry = [i for i, own in enumerate(players.values()) if known & {clip.bands[b] for b in own}]
+        if not carry:
+            return Score(float(values.max()), None, facts=facts)
+        value = float(values[carry].sum())
+        anchors = {RANDOM: len(carry) / len(names)}
+        if best is not None and abs(best[-1] - best[0]) >= LEAST:
+            anchors[ORACLE] = float((shapley(best) / (best[-1] - best[0]))[carry].sum())
+        return Score(
+            value,
+            True,
+            anchors,
+            normalised(value, anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+            facts=facts,
+            notes=lost_to(value, anchors, True, {RANDOM: "bands drawn by lot"}),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Coalitions:
+    """For every region, the clip with every proper subset of the players left as it is: subset s of 2^n - 1.
+
+    Attributes:
+        masks: true where players that are not in the subset are filled.
+        players: bands of each.
+        fill: what takes their place.
+    """
+
+    masks: Sequence[Bool[Tensor, "T H W"]]
+    players: Sequence[Sequence[int]]
+    fill: Fill
+
+    def __len__(self) -> int:
+        return len(self.masks) * ((1 << len(self.players)) - 1)
+
+    def over(self, pixels: Float[Tensor, "c T H W"]) -> Make:
+        """Bound to one clip; made on its device."""
+        blend = self.fill.over(pixels)
+        each = (1 << len(self.players)) - 1
+        stays = torch.zeros(each, len(pixels), dtype=torch.bool)
+        for i, own in enumerate(self.players):
+            stays[:, list(own)] = torch.tensor([bool(s >> i & 1) for s in range(each)])[:, None]
+        stays = stays.to(pixels.device)
+
+        def make(start: int, stop: int) -> Batch:
+            out = pixels.new_empty(stop - start, *pixels.shape)
+            filled, region = pixels, -1
+            for number in range(start, stop):
+                if number // each != region:
+                    region = number // each
+                    filled = blend((~self.masks[region]).to(pixels)[None])[0]
+                out[number - start] = torch.where(stays[number % each][:, None, None, None], pixels, filled)
+            return out, None
+
+        return make
+
+
+def grouped(bands: Sequence[str], groups: str = "") -> dict[str, list[int]]:
+    """The players: the channels of each, by name.
+
+    Args:
+        bands: of the clip.
+        groups: players separated by `|`; within one, bands separated by `+`, or by nothing (`RGB`): the
+            longest name that fits is read first. Empty: each band is a player.
+
+    Raises:
+        OptionError: a band that the clip does not have, twice or left out; more than 6 players.
+    """
+    names = [part.strip() for part in groups.split("|")] if groups else [*bands]
+    if len(set(bands)) < len(bands):
+        raise OptionError(f"the clip's bands {', '.join(bands)} must have names of their own")
+    parts = [_parsed(name, bands, groups) if groups else [name] for name in names]
+    players = {name: [bands.index(b) for b in own] for name, own in zip(names, parts, strict=True)}
+    used = sorted(b for own in players.values() for b in own)
+    if used != list(range(len(bands))) or len(players) < len(names):
+        raise OptionError(f"groups {groups!r} must name each of the bands {', '.join(bands)} once")
+    if len(players) > MOST:
+        raise OptionError(
+            f"{len(players)} bands have {2 ** len(players)} subsets: give up to {MOST} groups, as in"
+            f" groups='{'+'.join(bands[:2])}|{'+'.join(bands[2:])}'"
+        )
+    return players
+
+
+def _parsed(name: str, bands: Sequence[str], groups: str) -> list[str]:
+    found = []
+    for word in name.split("+"):
+        rest = word.strip()
+        while True:
+            fits = [b for b in bands if b and rest.startswith(b)]
+            if not fits:
+                raise OptionError(
+                    f"groups {groups!r}: no band begins {rest!r}: the clip has {', '.join(bands)}"
+                )
+            found.append(max(fits, key=len))
+            rest = rest[len(found[-1]) :]
+            if not rest:
+                break
+    return found

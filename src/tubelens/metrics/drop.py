@@ -1,0 +1,285 @@
+"""Average drop, increase and gain: what is left of the score when the clip is seen through the map.
+
+Chattopadhyay et al., "Grad-CAM++" (WACV 2018), section 4: average drop and increase in confidence; Zhang et
+al., "Opti-CAM" (2023, arXiv 2301.07002): average gain. With y the score of the clip I and o that of the clip
+dimmed by the map, `h I + (1 - h) fill`, h the map's heat in [0, 1]:
+
+    drop = max(0, y - o) / y        increase = [o > y]        gain = max(0, o - y) / (1 - y)
+
+Here as shares of one (published in percent) and of one clip; the published figure is the mean over clips.
+
+They ask whether what the map shows suffices, and not how little it shows: a map that is bright nearly
+everywhere drops nothing. Therefore the anchors have the map's own values, in another order: they dim the clip
+as much as the map does, in other places. The fact `kept` is the mean heat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from tubelens.clip import Clip
+from tubelens.explanation import Explanation
+from tubelens.fill import Fill, fill
+from tubelens.masks import Triple, ranking
+from tubelens.metrics.anchors import ORACLE, RANDOM, TIME_MEAN, common_maps, time_mean, warnings_for
+from tubelens.metrics.protocol import Score, normalised
+from tubelens.model import Scorer
+from tubelens.running import RUN, Run
+from tubelens.scoring import score_masked
+from tubelens.target import Logit, Prob, Target
+from tubelens.truth import Truth
+
+Values = Float64[Tensor, "*n"]
+Intact = Float64[Tensor, "..."]  # one for all, or one each
+
+
+def drop(intact: Intact, dimmed: Values) -> Values:
+    """`max(0, y - o) / y`, in [0, 1]; NaN where y is not positive: there is nothing to lose a share of."""
+    return ((intact - dimmed).clamp_min(0) / intact).where(intact > 0, torch.nan)
+
+
+def increase(intact: Intact, dimmed: Values) -> Values:
+    """1 where the score rises, else 0."""
+    return (dimmed > intact).double()
+
+
+def gain(intact: Intact, dimmed: Values) -> Values:
+    """`max(0, o - y) / (1 - y)`, in [0, 1]; 0 where y = 1, and NaN where it is above: no probability."""
+    share = (dimmed - intact).clamp_min(0) / (1 - intact)
+    return share.where(intact < 1, 0.0).where(intact <= 1, torch.nan)
+
+
+def relaid(
+    values: Float[Tensor, "T H W"], order: Float[Tensor, "T H W"], seed: int = 0
+) -> Float[Tensor, "T H W"]:
+    """The values of one map in the order of another: its largest where the other is largest, and so on.
+
+    Voxels that are equal in `order` take their places by a seeded permutation; NaN there is least.
+    """
+    rank = ranking(order.nan_to_num(nan=-torch.inf), seed)
+    return values.flatten().sort(descending=True).values[rank.flatten()].view_as(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Masks that are there already, and may be soft."""
+
+    maps: Float[Tensor, "n T H W"]
+
+    @property
+    def size(self) -> Triple:
+        """Frames, height and width."""
+        _, t, h, w = self.maps.shape
+        return t, h, w
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def batch(self, start: int, stop: int, device: torch.device | str = "cpu") -> Float[Tensor, "b T H W"]:
+        """Masks `start` to `stop`."""
+        return self.maps[start:stop].to(device)
+
+
+class Formula(Protocol):
+    """Score of the clip and of dimmed ones to what is measured."""
+
+    def __call__(self, intact: Intact, dimmed: Values) -> Values:
+        """One value a dimmed clip."""
+        ...
+
+
+@dataclass(frozen=True)
+class AverageDrop:
+    """The share of the score that is lost when the clip is seen through the map; lower is better.
+
+    Of the probability of the target's class, whatever the target, since a logit has no zero to be a share of;
+    a `Contrast` stays itself.
+
+    Attributes:
+        fill: what shows where the map is dark: a name in `tubelens.fill.FILLS`, or a fill.
+        seed: of the random anchor, and of the order of equal values in anchors.
+        anchors: whether maps that look at no model are scored too; each costs one forward.
+    """
+
+    kind: ClassVar[Literal["curve"]] = "curve"
+    higher_is_better: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = False
+
+    fill: str | Fill = "black"
+    seed: int = 0
+    anchors: bool = True
+
+    def __post_init__(self) -> None:
+        fill(self.fill)
+
+    def __call__(
+        self,
+        model: Scorer,
+        clip: Clip,
+        explanations: Sequence[Explanation],
+        truth: Truth | None = None,
+        run: Run = RUN,
+    ) -> list[Score]:
+        """One score an explanation; see `together`, which shares forwards with increase and gain."""
+        return together([self], model, clip, explanations, truth, run)[0]
+
+
+@dataclass(frozen=True)
+class AverageIncrease:
+    """Whether the score rises when the clip is seen through the map: 1 or 0, higher is better.
+
+    Options as those of `AverageDrop`.
+    """
+
+    kind: ClassVar[Literal["curve"]] = "curve"
+    higher_is_better: ClassVar[bool] = True
+    needs_truth: ClassVar[bool] = False
+
+    fill: str | Fill = "black"
+    seed: int = 0
+    anchors: bool = True
+
+    def __post_init__(self) -> None:
+        fill(self.fill)
+
+    def __call__(
+        self,
+        model: Scorer,
+        clip: Clip,
+        explanations: Sequence[Explanation],
+        truth: Truth | None = None,
+        run: Run = RUN,
+    ) -> list[Score]:
+        """One score an explanation; see `together`, which shares forwards with drop and gain."""
+        return together([self], model, clip, explanations, truth, run)[0]
+
+
+@dataclass(frozen=True)
+class AverageGain:
+    """By what share of the way to 1 the score rises when the clip is seen through the map; higher is better.
+
+    Options as those of `AverageDrop`.
+    """
+
+    kind: ClassVar[Literal["curve"]] = "curve"
+    higher_is_better: ClassVar[bool] = True
+    needs_truth: ClassVar[bool] = False
+
+    fill: str | Fill = "black"
+    seed: int = 0
+    anchors: bool = True
+
+    def __post_init__(self) -> None:
+        fill(self.fill)
+
+    def __call__(
+        self,
+        model: Scorer,
+        clip: Clip,
+        explanations: Sequence[Explanation],
+        truth: Truth | None = None,
+        run: Run = RUN,
+    ) -> list[Score]:
+        """One score an explanation; see `together`, which shares forwards with drop and increase."""
+        return together([self], model, clip, explanations, truth, run)[0]
+
+
+Metric = AverageDrop | AverageIncrease | AverageGain
+FORMULAS: dict[type[Metric], Formula] = {AverageDrop: drop, AverageIncrease: increase, AverageGain: gain}
+
+
+def together(
+    metrics: Sequence[Metric],
+    model: Scorer,
+    clip: Clip,
+    explanations: Sequence[Explanation],
+    truth: Truth | None = None,
+    run: Run = RUN,
+) -> list[list[Score]]:
+    """Scores of several explanations of one clip by several metrics.
+
+    Metrics of the same options share `1 + M` forwards for M maps, anchors being maps as well.
+
+    Returns:
+        For each metric one score an explanation. Facts: the score of the `intact` and of the `dimmed` clip,
+        and how much of the clip is `kept`, which is the mean heat.
+
+    Raises:
+        OptionError: a map or a truth of another size than the clip.
+        ScoreError: NaN or infinity.
+    """
+    groups: dict[tuple[str, int, bool], list[int]] = {}
+    for i, metric in enumerate(metrics):
+        groups.setdefault((repr(metric.fill), metric.seed, metric.anchors), []).append(i)
+    scores: list[list[Score]] = [[] for _ in metrics]
+    for members in groups.values() if explanations else ():
+        found = _scores([metrics[i] for i in members], model, clip, explanations, truth, run)
+        for i, row in zip(members, found, strict=True):
+            scores[i] = row
+    return scores
+
+
+def explained(target: Target, score: Literal["prob", "logit"] = "prob") -> Target:
+    """What is read off the scores: the probability or the logit of the class; a `Contrast` stays itself."""
+    if len(target.classes) > 1:
+        return target
+    return (Logit if score == "logit" else Prob)(target.classes[0])
+
+
+def _scores(
+    metrics: Sequence[Metric],
+    model: Scorer,
+    clip: Clip,
+    explanations: Sequence[Explanation],
+    truth: Truth | None,
+    run: Run,
+) -> list[list[Score]]:
+    """Of metrics that share their forwards."""
+    first = metrics[0]
+    common = common_maps(clip.size, clip, truth, first.seed) if first.anchors else {}
+    maps: list[Tensor] = []
+    names: list[list[str]] = []
+    for e in explanations:
+        heat = e.heat.nan_to_num(nan=0.0)  # where no crop looked nothing is shown
+        others = common | {TIME_MEAN: time_mean(e.saliency)} if first.anchors else {}
+        maps += [heat, *(relaid(heat, order, first.seed) for order in others.values())]
+        names.append(list(others))
+    targets = [explained(e.target) for e in explanations]
+    run = replace(run, seconds=None)
+    scored = score_masked(model, clip, Given(torch.stack(maps)), fill(first.fill), targets, run)
+    dimmed = torch.cat([part.values.double().cpu() for part in scored], dim=1)
+    intact = scored.intact.double().cpu()
+    share = scored.forwards / (len(metrics) * len(explanations))
+    rows: list[list[Score]] = []
+    for metric in metrics:
+        row, at = [], 0
+        for j, called in enumerate(names):
+            left = dimmed[j, at : at + 1 + len(called)]
+            values: list[float] = FORMULAS[type(metric)](intact[j], left).tolist()
+            anchors = dict(zip(called, values[1:], strict=True))
+            notes = scored.notes + warnings_for(values[0], anchors, metric.higher_is_better)
+            if values[0] != values[0]:
+                notes += (
+                    f"the target's value, {float(intact[j]):.3g}, is none that a share can be taken of",
+                )
+            facts = {"intact": float(intact[j]), "dimmed": float(left[0]), "kept": float(maps[at].mean())}
+            row.append(
+                Score(
+                    values[0],
+                    metric.higher_is_better,
+                    anchors,
+                    normalised(values[0], anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+                    forwards=share,
+                    facts=facts,
+                    notes=notes,
+                )
+            )
+            at += 1 + len(called)
+        rows.append(row)
+    return rows
