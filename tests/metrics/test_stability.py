@@ -97,10 +97,10 @@ def test_forwards():
     made = explanation(random_map(0))
     why = replace(made, provenance=replace(made.provenance, forwards=5, backwards=2, seconds=1.5))
     score = Forwards()(why)
-    assert score.value == 5 + 3 * 2 == cost(why)
-    assert score.facts == {"forwards": 5, "backwards": 2, "seconds": 1.5}
+    assert score.value == 5 + 2 * 2 == cost(why)
+    assert score.facts == {"forwards": 5, "backwards": 2}
     assert score.higher_is_better is False
-    assert Forwards(backward=2)(why).value == 9
+    assert Forwards(backward=3)(why).value == 11
     assert Forwards.kind == "map"
 
 

@@ -237,8 +237,11 @@ def _scores(
         row = []
         for j, explanation in enumerate(explanations):
             target = targets.index(_target(explanation, metric))
-            anchors = {}
+            anchors, drawn_beside = {}, {}
             if metric.anchors:
+                drawn_beside = {
+                    name: tuple(values[target, 2 * count + k].tolist()) for k, name in enumerate(common)
+                }
                 anchors = {name: float(areas[target, 2 * count + k]) for k, name in enumerate(common)}
                 anchors[TIME_MEAN] = float(areas[target, count + j])
             value, points = float(areas[target, j]), values[target, j].tolist()
@@ -259,6 +262,7 @@ def _scores(
                     if ORACLE in anchors
                     else None,
                     curve=(tuple(drawn.places.tolist()), tuple(points)),
+                    anchor_curves=drawn_beside,
                     forwards=share,
                     facts=facts,
                     notes=(*drawn.notes, *_notes(metric, value, anchors, points, maps[j])),

@@ -33,6 +33,7 @@ class Score:
         forwards: passes that this score took; several that share passes have equal parts of them.
         facts: further numbers by name.
         notes: what the reader should know, one sentence each.
+        anchor_curves: values of the curves of anchors at the places of `curve`, by name.
     """
 
     value: float
@@ -43,6 +44,7 @@ class Score:
     forwards: float = 0
     facts: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    anchor_curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -302,6 +302,7 @@ def _scores(
                     scored.forwards / (len(metrics) * m),
                     {"intact": intact},
                     scored.notes + warnings_for(means[j], anchors, metric.higher_is_better),
+                    {name: (intact, *found[2 * m + k].tolist()) for k, name in enumerate(common)},
                 )
             )
         rows.append(row)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import numpy as np
 
 from tubelens.errors import InputError
 from tubelens.explanation import Explanation
-from tubelens.store.cells import ANCHORS, FILE, FORMAT, Failure, Row, Table, explained
+from tubelens.store.cells import ANCHORS, FILE, FORMAT, Failure, Prediction, Row, Table, explained
 from tubelens.store.explanations import from_bytes
+
+PIECE = 50_000  # rows that are read at once
+GONE = -1.7976931348623157e308  # stands for NULL
 
 
 class RunReader:
@@ -43,6 +48,10 @@ class RunReader:
         """Its lines, by id."""
         found = self._db.execute(f"SELECT id, name, facts FROM {table} ORDER BY id")
         return [Row(i, name, json.loads(facts)) for i, name, facts in found]
+
+    def ids(self, table: Table) -> dict[str, int]:
+        """Numbers by name."""
+        return {name: int(i) for i, name in self._db.execute(f"SELECT id, name FROM {table}")}
 
     def count(self, table: str = "cells") -> int:
         """Rows of a table."""
@@ -80,7 +89,7 @@ class RunReader:
         lengths = np.array([len(blob) for blob in blobs], dtype=np.int64)
         usual = int(np.bincount(lengths).argmax()) if len(lengths) else 0
         keep = np.flatnonzero(lengths == usual)
-        found = np.frombuffer(b"".join(blobs[i] for i in keep), dtype="<f4").reshape(len(keep), 2, -1)
+        found = np.frombuffer(b"".join(blobs[i] for i in keep), dtype="<f4").reshape(len(keep), 2, usual // 8)
         numbers = np.array(rows, dtype=np.int32).reshape(-1, len(ids))[keep]
         return dict(zip(ids, numbers.T, strict=True)), found[:, 0], found[:, 1]
 
@@ -102,6 +111,30 @@ class RunReader:
         found = self._db.execute("SELECT * FROM failures ORDER BY clip, model, method, metric, seed")
         return [(c, m, Failure(*rest), attempts) for c, m, *rest, attempts in found]
 
+    def done(self, clip: int, model: int) -> set[tuple[int, int, int]]:
+        """(method, metric, seed) of the cells that are there."""
+        query = "SELECT method, metric, seed FROM cells WHERE clip = ? AND model = ?"
+        return set(self._db.execute(query, (clip, model)))
+
+    def mapped(self, clip: int, model: int) -> set[tuple[int, int]]:
+        """(method, seed) of the maps that are there."""
+        query = "SELECT method, seed FROM maps WHERE clip = ? AND model = ?"
+        return set(self._db.execute(query, (clip, model)))
+
+    def failed(self, clip: int, model: int) -> set[tuple[int, int, int]]:
+        """(method, metric, seed) of what failed, 0 for all of them; a clip that could not be read counts."""
+        query = "SELECT method, metric, seed FROM failures WHERE clip = ? AND model IN (0, ?)"
+        return set(self._db.execute(query, (clip, model)))
+
+    def prediction(self, clip: int, model: int) -> Prediction | None:
+        """What the model said of the clip."""
+        query = "SELECT label, predicted, prob, detail FROM predictions WHERE clip = ? AND model = ?"
+        found = self._db.execute(query, (clip, model)).fetchone()
+        if found is None:
+            return None
+        label, predicted, prob, detail = found
+        return Prediction(label, predicted, prob, json.loads(detail))
+
     def explanation(self, clip: int, model: int, method: int, seed: int = 0) -> Explanation | None:
         """The stored map, None where there is none."""
         query = "SELECT data FROM maps WHERE clip = ? AND model = ? AND method = ? AND seed = ?"
@@ -113,15 +146,20 @@ class RunReader:
     ) -> dict[str, np.ndarray]:
         """A query as arrays, read piece by piece: rows of Python objects would take ten times the room."""
         where, given = ("", ()) if metric is None else (" WHERE metric = ?", (metric,))
-        cursor = self._db.execute(query + where, given)
+        known = ", ".join(f"COALESCE({name}, {GONE!r})" for name in columns)  # numbers alone are read fast
+        cursor = self._db.execute(f"SELECT {known} FROM ({query}{where})", given)
         pieces: list[list[np.ndarray]] = [[] for _ in columns]
-        while rows := cursor.fetchmany(50_000):
-            for piece, column, kind in zip(pieces, zip(*rows, strict=True), kinds, strict=True):
-                piece.append(np.array(column, dtype=kind))  # None becomes NaN
-        return {
+        while len(flat := np.fromiter(chain.from_iterable(islice(cursor, PIECE)), np.float64)):
+            for piece, column, kind in zip(pieces, flat.reshape(-1, len(columns)).T, kinds, strict=True):
+                piece.append(column.astype(kind))
+        found = {
             name: np.concatenate(piece) if piece else np.empty(0, kind)
             for name, piece, kind in zip(columns, pieces, kinds, strict=True)
         }
+        for column in found.values():
+            if column.dtype == np.float64:
+                column[column == GONE] = np.nan
+        return found
 
 
 @contextmanager
@@ -133,7 +171,7 @@ def reading(path: str | Path) -> Iterator[RunReader]:
     """
     folder = Path(path)
     file = folder / FILE
-    if not file.is_file():
+    if not os.path.isfile(file):  # also where the way there is barred, which is no error
         raise InputError(f"{folder}: no run there ({FILE} is missing): `tubelens evaluate` makes one")
     with explained(folder):
         connection = _readable(file)

@@ -50,12 +50,12 @@ class RunStore(RunReader):
         """
         folder = Path(path)
         file = folder / FILE
-        if folder.exists() and not folder.is_dir():
-            raise OptionError(f"{folder}: a run is a folder, and this is a file: give another --out")
-        if folder.is_dir() and not file.exists() and any(p.name != LOCK for p in folder.iterdir()):
-            raise OptionError(f"{folder}: holds other files and no run: give a new folder")
-        made = not folder.exists()
         try:
+            if folder.exists() and not folder.is_dir():
+                raise OptionError(f"{folder}: a run is a folder, and this is a file: give another --out")
+            if folder.is_dir() and not file.exists() and any(p.name != LOCK for p in folder.iterdir()):
+                raise OptionError(f"{folder}: holds other files and no run: give a new folder")
+            made = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -123,18 +123,25 @@ class RunStore(RunReader):
             known = self._ids[table, name] = int(found[0])
         return known
 
-    def enter(self, table: Table, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Many at once, in one transaction; those that are there stay as they are."""
-        with self._transaction():
-            self._db.executemany(
-                f"INSERT OR IGNORE INTO {table} (name, facts) VALUES (?, ?)",
-                ((name, json.dumps(facts, sort_keys=True)) for name, facts in rows),
-            )
+    def enter(
+        self, table: Table, rows: Iterable[tuple[str, dict[str, Any]]]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Many at once, in one transaction; those that are there stay as they are.
 
-    def done(self, clip: int, model: int) -> set[tuple[int, int, int]]:
-        """(method, metric, seed) of the cells that are there."""
-        query = "SELECT method, metric, seed FROM cells WHERE clip = ? AND model = ?"
-        return set(self._db.execute(query, (clip, model)))
+        Returns:
+            The number of each, and the facts that are stored.
+        """
+        found = []
+        with self._transaction():
+            for name, facts in rows:
+                self._db.execute(
+                    f"INSERT OR IGNORE INTO {table} (name, facts) VALUES (?, ?)",
+                    (name, json.dumps(facts, sort_keys=True)),
+                )
+                query = f"SELECT id, facts FROM {table} WHERE name = ?"
+                number, text = self._db.execute(query, (name,)).fetchone()
+                found.append((int(number), json.loads(text)))
+        return found
 
     def commit(self, unit: Unit) -> None:
         """All of it or nothing. What is there already stays; what succeeds is no failure any more.
@@ -158,12 +165,27 @@ class RunStore(RunReader):
                     "INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?, ?, ?)",
                     (*at, p.label, p.predicted, p.prob, json.dumps(p.detail, sort_keys=True)),
                 )
-            self._db.execute("DELETE FROM failures WHERE clip = ? AND (model = ? OR model = 0)", at)
+            self._forgive(unit)
             self._db.executemany(
                 "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET"
                 " attempts = attempts + 1, kind = excluded.kind, reason = excluded.reason",
                 [(*at, f.method, f.metric, f.seed, f.kind, f.reason) for f in unit.failures],
             )
+
+    def _forgive(self, unit: Unit) -> None:
+        """Remove the failures that this unit makes good; those that it repeats stay, to be counted up."""
+        again = {(f.method, f.metric, f.seed) for f in unit.failures}
+        good = {(c.method, c.metric, c.seed) for c in unit.cells}
+        good |= {(method, 0, seed) for method, seed, _ in unit.maps}
+        query = "SELECT model, method, metric, seed FROM failures WHERE clip = ? AND model IN (0, ?)"
+        for model, *key in self._db.execute(query, (unit.clip, unit.model)).fetchall():
+            whole = model != unit.model or key[0] == 0  # what stopped all of it did not stop this
+            if (whole or tuple(key) in good) and not (model == unit.model and tuple(key) in again):
+                self._db.execute(
+                    "DELETE FROM failures WHERE clip = ? AND model = ? AND method = ? AND metric = ?"
+                    " AND seed = ?",
+                    (unit.clip, model, *key),
+                )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
