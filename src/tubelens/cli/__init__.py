@@ -18,8 +18,12 @@ import tyro
 
 from tubelens.cli import explain, inspect
 from tubelens.cli.demo import Demo
+from tubelens.cli.evaluate import Evaluate
+from tubelens.cli.metrics import Metrics
 from tubelens.cli.models import Models
+from tubelens.cli.planted import Planted
 from tubelens.cli.pyramid import Pyramid
+from tubelens.cli.report import Compare, Report
 from tubelens.errors import OptionError, TubelensError, nearest
 from tubelens.model import is_out_of_memory
 
@@ -32,13 +36,18 @@ VERBS: dict[str, type[Any]] = {
     "layers": inspect.Layers,
     "models": Models,
     "methods": inspect.Methods,
+    "metrics": Metrics,
+    "evaluate": Evaluate,
+    "report": Report,
+    "compare": Compare,
+    "planted": Planted,
 }
 
 STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 USAGE = """usage: tubelens VERB [options]
 
-Shows where and when a video classifier looked.
+Shows where and when a video classifier looked, and measures whether that was why.
 
 {verbs}
 

@@ -1,272 +1,289 @@
-"""Draws a scene from a seed, then paints it: moving textured ground, moving distractors, one deciding object.
-
-A scene is drawn first and painted afterwards, so that it can be painted again with an object left out: same
-ground, same noise, same everything else. Each part of a scene has its own random stream, so two clips of one
-seed and different labels differ in the deciding object alone.
-
-What keeps trivial maps from winning: middles of the paths are uniform over the frame (no centre prior); the
-distractors move at least as fast as the evidence, and the ground may drift (no frame difference); all
-outlines have equal area; number, shape, colour and path of the distractors do not depend on the label.
-"""
+"""From a seed to a clip whose evidence is known: the table of tasks, and what a planted clip can be asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from tubelens.clip import Clip
-from tubelens.errors import OptionError
-from tubelens.planted.shapes import OUTLINES, REACH, SHAPES
+from tubelens.errors import OptionError, nearest
+from tubelens.planted import actions, infrared, order, shortcut, transient
+from tubelens.planted.actions import LABELS
+from tubelens.planted.scene import DISTRACTORS, Scene, Wanted, stream
+from tubelens.truth import Truth
 
-Task = Literal["key", "dir"]
+Task = Literal["key", "dir", "order", "transient", "infrared", "xor", "shortcut"]
+BENCHMARK: tuple[Task, ...] = get_args(Task)
+"""All tasks."""
 TASKS: tuple[Task, ...] = ("key", "dir")
-KEYS = ("ring", "cross", "triangle", "bars")
-PLAIN = ("disc", "square", "diamond")
-"""Shapes that are no class: of distractors, and of the object whose direction decides."""
-STEPS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}
-LABELS: tuple[str, ...] = (*KEYS, *(f"moves {way}" for way in STEPS))
-"""Names of the eight classes; the first four are task `key`, the others task `dir`."""
+"""Those of the bundled network, whose classes are numbered together."""
+COLOUR = ("R", "G", "B")
 
 
 @dataclass(frozen=True)
-class _Thing:
-    """One object on a straight path: its colour, and its middle `place + velocity (t - (frames - 1) / 2)`."""
+class Kind:
+    """What a task is.
 
-    shape: str
-    colour: Float[np.ndarray, "3"]
-    radius: float
-    angle: float
-    place: tuple[float, float]
-    velocity: tuple[float, float]
+    Attributes:
+        paint: draws and paints its scenes.
+        labels: names that class indices stand for.
+        classes: those that its clips have; a further label, `neither`, is for clips without evidence.
+        evidence: names of the parts that decide. `others`: of those that do not.
+        bands, truth_bands: of its clips, and those of them that the evidence is in.
+        size: height and width unless told.
+    """
+
+    paint: Callable[[Wanted], Scene]
+    labels: tuple[str, ...]
+    classes: range
+    evidence: tuple[str, ...]
+    others: tuple[str, ...] = (DISTRACTORS,)
+    bands: tuple[str, ...] = COLOUR
+    truth_bands: tuple[str, ...] = COLOUR
+    size: int = 32
+
+
+_COLD = (DISTRACTORS, infrared.COLD)
+KINDS: dict[str, Kind] = {
+    "key": Kind(actions.paint, LABELS, range(4), actions.EVIDENCE, size=64),
+    "dir": Kind(actions.paint, LABELS, range(4, 8), actions.EVIDENCE, size=64),
+    "order": Kind(order.paint, order.LABELS, range(2), order.EVIDENCE),
+    "transient": Kind(transient.paint, transient.LABELS, range(4), transient.EVIDENCE),
+    "infrared": Kind(
+        *(infrared.paint, infrared.LABELS, range(4), infrared.EVIDENCE, _COLD),
+        bands=infrared.BANDS,
+        truth_bands=("IR",),
+    ),
+    "xor": Kind(
+        *(infrared.paint_xor, infrared.XOR_LABELS, range(2), infrared.XOR_EVIDENCE, _COLD),
+        bands=infrared.BANDS,
+        truth_bands=infrared.BANDS,
+    ),
+    "shortcut": Kind(
+        *(shortcut.paint, shortcut.LABELS, range(4), shortcut.EVIDENCE, (shortcut.MARK, DISTRACTORS))
+    ),
+}
 
 
 @dataclass(frozen=True)
 class PlantedClip:
     """A clip whose evidence is known.
 
+    The masks are those of the complete scene, whatever was left out of the pixels.
+
     Attributes:
-        pixels: `(3, frames, size, size)`, float32 in [0, 1], bands R, G, B.
-        truth: voxels within the outline of the deciding object, the hole of a ring and the gap of bars
-            included: it tells them from a disc and a square.
-        distractor: likewise of the moving objects that do not decide, without those of `truth`.
-        label: class index into `LABELS`.
-        task: `"key"` (its shape decides) or `"dir"` (its direction does).
+        pixels: `(bands, frames, size, size)`, float32 in [0, 1].
+        truth: voxels within the outlines of what decides, the hole of a ring and the gap of bars included: it
+            tells them from a disc and a square.
+        distractor: likewise of what does not decide, without the voxels of `truth`.
+        label: class index into `labels(task)`. Seen as the shortcut network does (`evidence_for`): the class
+            that the mark stands for.
+        task: which task.
         seed: what the scene was drawn from.
-        evidence, distractors: whether the deciding object and the others were painted. The masks are those of
-            the complete scene either way.
+        bands: one name a channel of `pixels`.
+        truth_bands: those that the evidence is in.
+        events: where several things decide together, the voxels of each: of `order` in the order of time, of
+            `xor` the visible cue and the infrared one. Empty for one thing.
+        shortcut: voxels of the mark, in task `shortcut` alone.
+        mark: class that the mark stands for, in task `shortcut` alone.
+        cues: in task `xor` alone: whether the visible cue is red, and whether the infrared bars are upright.
+        deciding: names of the parts of the scene that `truth` is made of.
+        left_out: names of the parts that were not painted.
     """
 
-    pixels: Float32[Tensor, "3 T H W"]
+    pixels: Float32[Tensor, "c T H W"]
     truth: Bool[Tensor, "T H W"]
     distractor: Bool[Tensor, "T H W"]
     label: int
     task: Task
     seed: int
-    evidence: bool = True
-    distractors: bool = True
+    bands: tuple[str, ...] = COLOUR
+    truth_bands: tuple[str, ...] = COLOUR
+    events: tuple[Bool[Tensor, "T H W"], ...] = ()
+    shortcut: Bool[Tensor, "T H W"] | None = None
+    mark: int | None = None
+    cues: tuple[bool, ...] = ()
+    deciding: tuple[str, ...] = ("object",)
+    left_out: frozenset[str] = frozenset()
+    _scene: Scene = field(repr=False, compare=False, kw_only=True)
+    _wanted: Wanted = field(repr=False, compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
         """The label as words."""
-        return LABELS[self.label]
+        return KINDS[self.task].labels[self.label]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of the scene, the deciding ones among them."""
+        return tuple(self._scene.parts)
+
+    @property
+    def evidence(self) -> bool:
+        """Whether all that decides was painted."""
+        return not self.left_out.intersection(self.deciding)
+
+    @property
+    def distractors(self) -> bool:
+        """Whether all that does not decide was painted."""
+        return not self.left_out.difference(self.deciding)
+
+    def without(self, *parts: str) -> PlantedClip:
+        """The same scene, some of its parts never painted (donor ground: nothing is cut or filled).
+
+        Raises:
+            OptionError: no such part in this task.
+        """
+        if strangers := set(parts).difference(self.parts):
+            raise OptionError(
+                f"task {self.task!r} has no part {min(strangers)!r}: one of {', '.join(self.parts)}"
+            )
+        return _planted(self.task, replace(self._wanted, left_out=self.left_out.union(parts)), self.deciding)
 
     def without_truth(self) -> PlantedClip:
-        """The same scene, the deciding object never painted (donor ground: nothing is cut or filled)."""
-        return self._again(evidence=False, distractors=self.distractors)
+        """The same scene, what decides never painted."""
+        return self.without(*self.deciding)
 
     def without_distractors(self) -> PlantedClip:
-        """The same scene, the distractors never painted."""
-        return self._again(evidence=self.evidence, distractors=False)
+        """The same scene, all that does not decide never painted."""
+        return self.without(*(part for part in self.parts if part not in self.deciding))
+
+    def evidence_for(self, model: str) -> PlantedClip:
+        """The same pixels as a network of that name sees them, when more than one thing might decide.
+
+        Args:
+            model: for the network `shortcut` of task `shortcut` the mark is the truth, its class the label,
+                and the red object a distractor. For every other name, and in every other task, the clip as
+                it is drawn.
+        """
+        if self.task != "shortcut":
+            return self
+        follows = (shortcut.MARK,) if model.removeprefix("planted-") == "shortcut" else shortcut.EVIDENCE
+        return _seen(self.task, self._wanted, self._scene, follows)
 
     def clip(self, fps: float = 8.0) -> Clip:
         """As a clip that models and methods take; `fps` is what drawings of it play at."""
-        return Clip.from_array(self.pixels.permute(1, 2, 3, 0), fps=fps)
+        return Clip.from_array(self.pixels.permute(1, 2, 3, 0), bands=self.bands, fps=fps)
 
-    def _again(self, evidence: bool, distractors: bool) -> PlantedClip:
-        _, frames, size, _ = self.pixels.shape
-        return _paint(self.seed, self.label, frames, size, evidence, distractors)
+    def known(self) -> Truth:
+        """What the localisation metrics compare a map with."""
+        return Truth(
+            self.truth, distractor=self.distractor, events=self.events, bands=self.truth_bands, kind="planted"
+        )
 
 
 def generate(
-    seed: int, task: Task | None = None, label: int | None = None, frames: int = 16, size: int = 64
+    seed: int,
+    task: Task | None = None,
+    label: int | None = None,
+    frames: int = 16,
+    size: int | None = None,
+    mark: int | None = None,
+    left_out: Collection[str] = (),
 ) -> PlantedClip:
     """The clip of a seed; the same arguments give the same bits.
 
     Args:
         seed: not negative. Seeds from `tubelens.evaluate.train.FIRST_SEED` on are for training.
-        task: `"key"` or `"dir"`; None: drawn.
-        label: class index into `LABELS`; None: drawn. The same seed with another label of the same task is
-            the same scene in which only the deciding object differs.
+        task: one of `BENCHMARK`; None: that of the label, or drawn from `TASKS`.
+        label: class index into `labels(task)`; None: drawn. The same seed with another label of the same task
+            is the same scene in which only what decides differs.
         frames: frames; speeds are per frame, so more of them show more of the paths.
-        size: height and width in pixels; radii and speeds scale with it.
+        size: height and width in pixels; radii and speeds scale with it. None: 64 for `key` and `dir`, 32
+            for the others.
+        mark: class that the mark of task `shortcut` stands for; None: drawn, independent of the label.
+        left_out: names of parts that are not painted, as by `PlantedClip.without`, but painted once only.
 
     Raises:
-        OptionError: an unknown task or label, a label of the other task, or an empty clip.
+        OptionError: an unknown task or label, a label of another task, a mark where there is none, or an
+            empty clip.
     """
-    if task is not None and task not in TASKS:
-        raise OptionError(f"unknown task {task!r}: one of {', '.join(TASKS)}")
-    if label is not None and not 0 <= label < len(LABELS):
-        raise OptionError(f"label {label} is out of range: 0 to {len(LABELS) - 1}")
-    if label is not None and task is not None and _task(label) != task:
-        raise OptionError(f"label {label} ({LABELS[label]}) is of task {_task(label)!r}, not {task!r}")
-    if seed < 0 or frames < 2 or size < 16:
+    if task is not None and task not in KINDS:
+        raise OptionError(f"unknown task {task!r}: one of {', '.join(BENCHMARK)}{nearest(task, BENCHMARK)}")
+    if label is not None and not 0 <= label < len(labels(task or "key")):
+        raise OptionError(f"label {label} is out of range: 0 to {len(labels(task or 'key')) - 1}")
+    if seed < 0 or frames < 2 or (size is not None and size < 16):
         raise OptionError(f"needs seed >= 0, frames >= 2, size >= 16, got {seed}, {frames}, {size}")
-    rng = _stream(seed, 0)
+    rng = stream(seed, 0)
     drawn_task, drawn_class = int(rng.integers(2)), int(rng.integers(4))
+    if task is None:
+        task = TASKS[drawn_task] if label is None else actions.task_of(label)
+    kind = KINDS[task]
     if label is None:
-        label = 4 * (drawn_task if task is None else TASKS.index(task)) + drawn_class
-    return _paint(seed, label, frames, size, evidence=True, distractors=True)
+        label = kind.classes[drawn_class % len(kind.classes)]
+    elif label not in kind.classes:
+        raise OptionError(
+            f"label {label} ({kind.labels[label]}) is of task {actions.task_of(label)!r}, not {task!r}"
+            if task in TASKS
+            else f"label {label} ({kind.labels[label]}) is for clips without evidence: `without_truth()`"
+        )
+    if mark is not None and (task != "shortcut" or not 0 <= mark < len(kind.labels)):
+        raise OptionError(
+            f"mark {mark} is out of range: 0 to {len(kind.labels) - 1}"
+            if task == "shortcut"
+            else f"only task 'shortcut' has a mark, not {task!r}"
+        )
+    wanted = Wanted(seed, label, frames, size or kind.size, frozenset(left_out), mark)
+    return _planted(task, wanted, kind.evidence)
 
 
 def batch(
-    seeds: Sequence[int], task: Task | None = None, frames: int = 16, size: int = 64
-) -> tuple[Float32[Tensor, "b 3 T H W"], Int64[Tensor, "b"]]:
+    seeds: Sequence[int], task: Task | None = None, frames: int = 16, size: int | None = None
+) -> tuple[Float32[Tensor, "b c T H W"], Int64[Tensor, "b"]]:
     """Pixels and labels of several seeds, stacked."""
     clips = [generate(seed, task, frames=frames, size=size) for seed in seeds]
     return torch.stack([c.pixels for c in clips]), torch.tensor([c.label for c in clips])
 
 
-# ── the scene ────────────────────────────────────────────────────────────────────────────────────────────
+def labels(task: Task) -> tuple[str, ...]:
+    """Names that the class indices of a task stand for; those of `key` and `dir` are `LABELS` for both.
 
-
-def _task(label: int) -> Task:
-    return "key" if label < len(KEYS) else "dir"
-
-
-def _stream(seed: int, part: int) -> np.random.Generator:
-    return np.random.default_rng((seed, part))
-
-
-def _thing(
-    rng: np.random.Generator,
-    red: bool,
-    shape: str | None,
-    way: str | None,
-    fast: float,
-    size: int,
-) -> _Thing:
-    """An object at random; `red`, `shape` and `way` are what the label may fix.
-
-    Every random number is drawn whether or not it is used, so that the rest does not depend on the label.
+    Some tasks have a last one, `neither`, that no clip has: networks are taught to say so where the evidence
+    is missing, because with two classes alone a clip without evidence would still have half of the
+    probability.
     """
-    hue_red, hue_other = rng.uniform(-0.035, 0.035), rng.uniform(0.13, 0.87)
-    colour = _rgb(hue_red if red else hue_other, rng.uniform(0.75, 1.0), rng.uniform(0.7, 1.0))
-    plain, any_way = rng.choice(PLAIN), rng.choice(list(STEPS))
-    radius = rng.uniform(0.1, 0.125) * size
-    tilt, slant = rng.uniform(-0.3, 0.3, size=2)
-    dy, dx = STEPS[way or str(any_way)]
-    speed = fast * rng.uniform(0.015, 0.025) * size
-    cos, sin = np.cos(slant), np.sin(slant)
-    place = rng.uniform(0.05, 0.95, size=2) * (size - 1)
-    return _Thing(
-        shape or str(plain),
-        colour,
-        float(radius),
-        float(tilt),
-        (float(place[0]), float(place[1])),
-        (float(speed * (dy * cos - dx * sin)), float(speed * (dy * sin + dx * cos))),
-    )
+    return KINDS[task].labels
 
 
-def _rgb(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
-    """HSV to RGB, all in [0, 1]; the hue is taken modulo one."""
-    sector = np.mod(hue * 6 + np.array([5.0, 3.0, 1.0]), 6)
-    colour: np.ndarray = value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1)
-    return colour
+def _planted(task: Task, wanted: Wanted, deciding: tuple[str, ...]) -> PlantedClip:
+    return _seen(task, wanted, KINDS[task].paint(wanted), deciding)
 
 
-# ── painting ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _paint(seed: int, label: int, frames: int, size: int, evidence: bool, distractors: bool) -> PlantedClip:
-    look, others, deciding = _stream(seed, 1), _stream(seed, 2), _stream(seed, 3)
-    video = _ground(look, frames, size)
-    gain, lift, grain = look.uniform(0.7, 1.1), look.uniform(-0.1, 0.1), look.uniform(0.01, 0.05)
-    noise = look.integers(0, 256, size=video.shape, dtype=np.uint8)
-
-    distractor = np.zeros((frames, size, size), dtype=bool)
-    for _ in range(2 + int(others.integers(2))):
-        # half again as fast as the evidence on average, and never slower than the fastest evidence
-        thing = _thing(others, False, None, None, fast=1.75, size=size)
-        distractor |= _stamp(video, thing, paint=distractors)
-
-    task = _task(label)
-    shape = KEYS[label] if task == "key" else None
-    way = list(STEPS)[label - len(KEYS)] if task == "dir" else None
-    thing = _thing(deciding, task == "dir", shape, way, fast=1.0, size=size)
-    truth = _stamp(video, thing, paint=evidence)
-
-    video -= 0.5
-    video *= gain
-    video += 0.5 + lift - grain
-    video += noise.astype(np.float32) * np.float32(2 * grain / 255)
-    np.clip(video, 0, 1, out=video)
+def _seen(task: Task, wanted: Wanted, scene: Scene, deciding: tuple[str, ...]) -> PlantedClip:
+    """A painted scene, with some of its parts as the truth and the others as distractors."""
+    kind = KINDS[task]
+    truth = _union(scene, deciding)
+    distractor = _union(scene, [part for part in scene.parts if part not in deciding]) & ~truth
+    marks = shortcut.MARK in deciding
+    events = [torch.from_numpy(scene.parts[part]) for part in deciding] if len(deciding) > 1 else []
+    if task == "order" and wanted.label == 1:
+        events.reverse()
     return PlantedClip(
-        pixels=torch.from_numpy(video),
+        pixels=torch.from_numpy(scene.pixels),
         truth=torch.from_numpy(truth),
-        distractor=torch.from_numpy(distractor & ~truth),
-        label=label,
+        distractor=torch.from_numpy(distractor),
+        label=scene.mark if marks and scene.mark is not None else wanted.label,
         task=task,
-        seed=seed,
-        evidence=evidence,
-        distractors=distractors,
+        seed=wanted.seed,
+        bands=kind.bands,
+        truth_bands=kind.truth_bands,
+        events=tuple(events),
+        shortcut=torch.from_numpy(scene.parts[shortcut.MARK]) if shortcut.MARK in scene.parts else None,
+        mark=scene.mark,
+        cues=scene.cues,
+        deciding=deciding,
+        left_out=wanted.left_out,
+        _scene=scene,
+        _wanted=wanted,
     )
 
 
-def _ground(rng: np.random.Generator, frames: int, size: int) -> Float32[np.ndarray, "3 T H W"]:
-    """A random texture in greyish colours, standing still or drifting: linear value noise of two grains."""
-    base = rng.uniform(0.25, 0.75) + rng.uniform(-0.06, 0.06, size=3)
-    moves = rng.random() < 0.5
-    drift = rng.uniform(-0.3, 0.3, size=2) * moves * frames / 16  # of the frame, over the clip
-    video = np.empty((3, frames, size, size), dtype=np.float32)
-    video[:] = base[:, None, None, None]
-    for cells in (int(rng.integers(3, 7)), int(rng.integers(10, 22))):
-        n = int(1.6 * cells) + 2
-        strength = rng.uniform(0.02, 0.08)
-        grey = rng.uniform(-1, 1, size=(1, n, n)) + 0.35 * rng.uniform(-1, 1, size=(3, n, n))
-        knots = (strength * grey).astype(np.float32)
-        rows, cols = (_hats(d, cells, n, frames, size) for d in drift)
-        video += rows @ (knots[:, None] @ cols.swapaxes(1, 2))
-    return video
-
-
-def _hats(drift: float, cells: int, n: int, frames: int, size: int) -> Float32[np.ndarray, "T S n"]:
-    """Linear interpolation matrices that read `n` knots, `cells` to a frame, shifted along in time."""
-    start = 0.3 + drift * np.linspace(-0.5, 0.5, frames)
-    at = (start[:, None] + np.arange(size) / size) * cells
-    hats = np.maximum(0.0, 1.0 - np.abs(at[..., None] - np.arange(n)))
-    return hats.astype(np.float32)
-
-
-def _stamp(video: Float32[np.ndarray, "3 T H W"], thing: _Thing, paint: bool) -> Bool[np.ndarray, "T H W"]:
-    """Paint an object on every frame, antialiased; the voxels whose centres lie within its outline.
-
-    Only a patch around the object is computed; what falls outside the frame is cut off.
-    """
-    _, frames, size, _ = video.shape
-    moment = np.arange(frames) - (frames - 1) / 2
-    y, x = (p + v * moment for p, v in zip(thing.place, thing.velocity, strict=True))
-    reach = int(np.ceil(REACH * thing.radius)) + 1
-    window = np.arange(-reach, reach + 1)
-    rows, cols = (np.rint(c).astype(int)[:, None] + window for c in (y, x))
-    dy, dx = (rows - y[:, None])[:, :, None], (cols - x[:, None])[:, None, :]
-    cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-    u, v = (cos * dx + sin * dy) / thing.radius, (cos * dy - sin * dx) / thing.radius
-    cover = np.clip(0.5 - SHAPES[thing.shape](u, v) * thing.radius, 0, 1).astype(np.float32)
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((cols >= 0) & (cols < size))[:, None, :]
-
-    covered = np.zeros((frames, size, size), dtype=bool)
-    t, i, j = np.nonzero(inside & (OUTLINES[thing.shape](u, v) <= 0))
-    covered[t, rows[t, i], cols[t, j]] = True
-    t, i, j = np.nonzero(inside & (cover > 0))
-    alpha, r, c = cover[t, i, j], rows[t, i], cols[t, j]
-    if paint:
-        under = video[:, t, r, c]
-        video[:, t, r, c] = under + alpha * (thing.colour[:, None].astype(np.float32) - under)
+def _union(scene: Scene, parts: Sequence[str]) -> np.ndarray:
+    covered: np.ndarray = np.logical_or.reduce([scene.parts[part] for part in parts])
     return covered

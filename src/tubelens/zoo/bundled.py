@@ -24,13 +24,25 @@ LABELS = (
 """The planted classes, in the order of `tubelens.planted.LABELS` (a test compares them)."""
 WEIGHTS = "planted.safetensors"
 Triple = tuple[int, int, int]
-BLOCKS: tuple[tuple[int, Triple, Triple], ...] = (  # channels, kernel, stride
+Blocks = tuple[tuple[int, Triple, Triple], ...]
+"""Channels, kernel, stride of each block."""
+BLOCKS: Blocks = (
     (24, (3, 4, 4), (1, 2, 2)),
     (48, (2, 4, 4), (2, 2, 2)),
     (64, (1, 3, 3), (1, 1, 1)),
     (64, (1, 3, 3), (1, 1, 1)),
     (64, (1, 3, 3), (1, 1, 1)),
 )
+SMALL: Blocks = (
+    (24, (3, 4, 4), (1, 2, 2)),
+    (32, (2, 4, 4), (2, 2, 2)),
+    (40, (1, 3, 3), (1, 1, 1)),
+    (40, (3, 1, 1), (1, 1, 1)),
+    (40, (1, 3, 3), (1, 1, 1)),
+    (40, (3, 1, 1), (1, 1, 1)),
+)
+"""Of the networks of single tasks: 16 frames of 32 x 32 become 8 x 8 x 8, and two blocks more look across
+frames, because which of two events came first is seen over several of them."""
 SPEC = InputSpec(frames=16, size=(64, 64), resize=64)
 pack = Normalise((0.5,) * 3, (0.5,) * 3)
 
@@ -53,22 +65,22 @@ class Block(nn.Sequential):
 
 
 class PlantedNet(nn.Module):
-    """Five blocks, the mean over time and space, one linear layer: so tubes at `blocks` are exact.
+    """A few blocks, the mean over time and space, one linear layer: so tubes at `blocks` are exact.
 
-    16 frames of 64 x 64 become a grid of 8 x 16 x 16. Shapes need no time and directions little, so only the
-    first two blocks look across frames.
+    With `BLOCKS`, 16 frames of 64 x 64 become a grid of 8 x 16 x 16. Shapes need no time and directions
+    little, so only the first two blocks look across frames.
     """
 
-    def __init__(self, classes: int = len(LABELS)) -> None:
+    def __init__(self, classes: int = len(LABELS), bands: int = 3, blocks: Blocks = BLOCKS) -> None:
         super().__init__()
-        widths = [3, *(out for out, _, _ in BLOCKS)]
-        self.blocks = nn.Sequential(*(Block(n, *row) for n, row in zip(widths, BLOCKS, strict=False)))
+        widths = [bands, *(out for out, _, _ in blocks)]
+        self.blocks = nn.Sequential(*(Block(n, *row) for n, row in zip(widths, blocks, strict=False)))
         self.head = nn.Linear(widths[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
+    def forward(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
         """Logits of normalised clips."""
         return self.score(self.blocks(clips))
 
@@ -78,11 +90,11 @@ class PlantedNet(nn.Module):
         return logits
 
 
-def initialised(seed: int) -> PlantedNet:
+def initialised(seed: int, classes: int = len(LABELS), bands: int = 3, blocks: Blocks = BLOCKS) -> PlantedNet:
     """A network with random weights of a seed; the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PlantedNet()
+        return PlantedNet(classes, bands, blocks)
 
 
 def bundled(weights: str | Path = "bundled", seed: int = 0) -> TorchModel:
