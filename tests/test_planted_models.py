@@ -195,7 +195,7 @@ def test_trained_once_and_kept(tmp_path: Path) -> None:
 
     def ask(**options: object) -> TorchModel:
         return planted_model(
-            "order", tmp_path, settings=few, report=lambda step, loss: steps.append(step), **options
+            "order", tmp_path, settings=few, report=lambda step, loss: steps.append(step), fresh=4, **options
         )
 
     first = ask(seed=2)
@@ -218,13 +218,15 @@ def test_trained_once_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "words", "other"])
 def test_a_damaged_file_is_trained_again(tmp_path: Path, damage: str) -> None:
     few = replace(RECIPES["order"], **TINY)
-    planted_model("order", tmp_path, 1, settings=few)
+    planted_model("order", tmp_path, 1, settings=few, fresh=4)
     path = cached("order", tmp_path, 1, few)
     whole = path.read_bytes()
     content = {"cut": whole[: len(whole) // 2], "empty": b"", "words": b"no weights"}
     path.write_bytes(content.get(damage) or (b"" if damage == "empty" else shipped("xor").read_bytes()))
     steps: list[int] = []
-    model = planted_model("order", tmp_path, 1, settings=few, report=lambda step, loss: steps.append(step))
+    model = planted_model(
+        "order", tmp_path, 1, settings=few, report=lambda step, loss: steps.append(step), fresh=4
+    )
     assert len(steps) == 3
     assert len(path.read_bytes()) == len(whole)
     assert model.name == "planted-order"

@@ -124,8 +124,9 @@ def test_masks_are_where_painting_changes_pixels(task: Task) -> None:
         gone = changed(clip, clip.without_truth())
         assert clip.truth.any()
         assert not (gone & ~around(clip.truth)).any()
-        hollow = clip.name.startswith(("ring", "bars")) or task == "xor"
-        assert float((gone & clip.truth).sum() / inner(clip.truth).sum()) > (0.5 if hollow else 0.96)
+        # the gap between the bars of `xor` is left open
+        filled = float((gone & clip.truth).sum() / inner(clip.truth).sum())
+        assert filled > (0.6 if task == "xor" else 0.96)
         gone = changed(clip, clip.without_distractors())
         # painted under the truth in the same bands it is not seen, in other bands it is
         assert not (gone & ~around(clip.distractor | clip.truth)).any()
@@ -178,7 +179,7 @@ def test_maps_that_look_at_no_model_do_not_find_the_evidence(task: Task) -> None
     assert mean["centre"] < (3.5 if task == "transient" else 2.2) * mean["share"]
     # what appears changes more than what moves, but other things appear as well
     assert mean["change"] < 0.3
-    assert np.mean(on_truth) < 2 * np.mean(on_distractor)
+    assert np.mean(on_truth) < 2.5 * np.mean(on_distractor)
     if task in ("infrared", "shortcut"):
         assert np.mean(on_truth) < np.mean(on_distractor)
 

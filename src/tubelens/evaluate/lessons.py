@@ -37,8 +37,6 @@ class Settings:
         most: the share of greyed cells in such a clip is uniform in [0, most].
         empty: share of clips without evidence. `alone`: share without distractors.
         sparse: price of the mean of the last activations.
-        ramp: share of the steps, after the short clips, in which distractors, greyed cells, clips without
-            evidence and the price come in little by little; 0: all at once.
         informative: where the class is told by the mark, share of clips in which the direction tells it too.
         hint: price of not knowing, in the middle of the network, the cues of task `xor`, while clips are
             short.
@@ -62,7 +60,6 @@ class Settings:
     empty: float = 0.125
     alone: float = 0.125
     sparse: float = 0.3
-    ramp: float = 0.0
     informative: float = 1.0
     hint: float = 0.0
     by_heart: int = 0
@@ -84,7 +81,7 @@ def _small(network: str, task: Task, steps: int, **options: object) -> Settings:
 RECIPES: dict[str, Settings] = {
     BUNDLED: Settings(),
     "order": _small("order", "order", 800, short=0.4, brief=(24, 16), simple=False, faster=1.0),
-    "transient": _small("transient", "transient", 700, short=0.35, ramp=0.4),
+    "transient": _small("transient", "transient", 650, short=0.3, brief=(24, 16), empty=0.35),
     "infrared": _small("infrared", "infrared", 400),
     "xor": _small("xor", "xor", 500, short=0.5, alone=0.3, hint=1.0),
     "honest": _small("honest", "shortcut", 400),
@@ -122,18 +119,8 @@ class Lesson:
     cues: Float[Tensor, "b n"]
 
 
-def hardness(step: int, settings: Settings) -> float:
-    """How much of its habits a step trains: 0 while clips are short, then rising to 1 over the ramp."""
-    past = step - settings.short * settings.steps
-    if past < 0:
-        return 0.0
-    return min(1.0, past / (settings.ramp * settings.steps)) if settings.ramp else 1.0
-
-
-def lesson(
-    seeds: Iterator[int], rng: np.random.Generator, settings: Settings, short: bool, hard: float = 1.0
-) -> Lesson:
-    """Clips of the next seeds, and their targets; `hard` as `hardness` says."""
+def lesson(seeds: Iterator[int], rng: np.random.Generator, settings: Settings, short: bool) -> Lesson:
+    """Clips of the next seeds, and their targets."""
     count, frames = settings.brief if short else settings.whole
     tasks: list[Task] = [TASKS[int(draw >= settings.key)] for draw in rng.random(count)]
     clips = [_drawn(next(seeds), settings, task, frames, short, rng) for task in tasks]
@@ -141,13 +128,13 @@ def lesson(
     if short:
         cues = torch.tensor([clip.cues for clip in clips], dtype=torch.float32)
         return Lesson(torch.stack([clip.pixels for clip in clips]), goal, cues)
-    for i in np.flatnonzero(rng.random(count) < hard * settings.empty):
+    for i in np.flatnonzero(rng.random(count) < settings.empty):
         clips[i] = _emptied(clips[i], rng)
         goal[i] = _nothing(settings)
-    for i in np.flatnonzero(rng.random(count) < 1 - hard * (1 - settings.alone)):
+    for i in np.flatnonzero(rng.random(count) < settings.alone):
         clips[i] = clips[i].without_distractors()
     pixels = torch.stack([clip.pixels for clip in clips])
-    for i in np.flatnonzero(rng.random(count) < hard * settings.greyed):
+    for i in np.flatnonzero(rng.random(count) < settings.greyed):
         _grey(pixels[i], rng, settings)
     return Lesson(pixels, goal, torch.zeros(count, 0))
 

@@ -51,6 +51,7 @@ def planted_model(
     retrain: bool = False,
     report: Callable[[int, float], None] | None = None,
     settings: Settings | None = None,
+    fresh: int = 200,
 ) -> TorchModel:
     """A network of the planted benchmark; frozen, in inference mode.
 
@@ -64,9 +65,10 @@ def planted_model(
         retrain: train even where the weights are there already.
         report: called with the step and its loss after each step of training, if there is any.
         settings: of the training, in place of those of `RECIPES`.
+        fresh: clips that a trained network's accuracy is measured on, for its file.
 
     Raises:
-        OptionError: no network of that name.
+        OptionError: no network of that name, or settings for another.
         OutputError: the trained weights could not be written.
     """
     task, known = task_of(name), BUNDLED if name in TASKS else name
@@ -84,7 +86,7 @@ def planted_model(
             return _read(path, name, task, recipe, str(path))
         except CheckpointError:
             pass  # cut short, or written by another version: the same training gives it again
-    train_planted(path, seed, recipe, report=report)
+    train_planted(path, seed, recipe, fresh, report)
     return _read(path, name, task, recipe, str(path))
 
 

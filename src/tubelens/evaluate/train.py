@@ -11,10 +11,11 @@ back on a favourite class), some without the other objects (which must not matte
 activations keeps them where the evidence is.
 
 The bundled network spends most of its steps on very short clips, many at a time: shapes are learned from many
-different objects, and the frames of one clip all show the same. So do the small ones (but for `order`, which
-needs all frames), and their first clips come without distractors too: what decides covers one to ten percent
-of the voxels, and the mean over them hides it until it is known. `shortcut` has distractors from the start,
-because it is to choose between two things.
+different objects, and the frames of one clip all show the same. So do the small ones, but for `order` and
+`transient`, which need all frames. Their first clips come without distractors too (not those of `order`,
+which learns without that, nor of `shortcut`, which is to choose between two things): what decides covers one
+to ten percent of the voxels, and the mean over them hides it until it is known.
+
 `xor` is also told at first which two cues it sees, by a layer that is thrown away: neither cue alone has to
 do with the class, so there is no slope to learn them on.
 
@@ -52,7 +53,6 @@ from tubelens.evaluate.lessons import (
     Lesson,
     Settings,
     by_heart,
-    hardness,
     lesson,
     names,
 )
@@ -183,13 +183,13 @@ def _fit(
     fresh = itertools.count(FIRST_SEED + seed * SEEDS_PER_RUN)
     learned = by_heart(seed, settings) if settings.by_heart else None
     for step in range(settings.steps):
-        short, hard = step < settings.short * settings.steps, hardness(step, settings)
-        now = _repeated(*learned, rng, settings) if learned else lesson(fresh, rng, settings, short, hard)
+        short = step < settings.short * settings.steps
+        now = _repeated(*learned, rng, settings) if learned else lesson(fresh, rng, settings, short)
         packed = packing(now.pixels.shape[1])(now.pixels).contiguous(memory_format=torch.channels_last_3d)
         middle = net.blocks[:half](packed)
         activations = net.blocks[half:](middle)
         loss = nn.functional.cross_entropy(net.score(activations), now.goal)
-        loss = loss + (hard * settings.sparse) * activations.mean()
+        loss = loss + (0 if short else settings.sparse) * activations.mean()
         if settings.hint and short:
             told = hint(middle.mean(dim=(2, 3, 4)))
             loss = loss + settings.hint * nn.functional.binary_cross_entropy_with_logits(told, now.cues)

@@ -5,7 +5,7 @@
     generate(7, "order").known()                 # the truth as the localisation metrics take it
 
 Seven tasks (`BENCHMARK`). What decides is: `key`, the shape of one object; `dir`, the direction of the one
-red object; `order`, which of two events comes first; `transient`, the shape of what is there in two frames;
+red object; `order`, which of two events comes first; `transient`, the colour of what is there in two frames;
 `infrared`, a direction that only the fourth band shows; `xor`, whether a visible cue and an infrared one
 agree; `shortcut`, a direction for one network and the colour of a mark for the other. In all of them other
 objects move at least as fast and decide nothing.

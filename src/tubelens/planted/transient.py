@@ -1,19 +1,22 @@
-"""Task `transient`: the shape of an object that is there in 2 frames only decides.
+"""Task `transient`: the colour of an object that is there in 2 frames only decides.
 
-Objects of plain shapes move all along, and some appear for 2 frames as well, so that change alone finds
+Objects of other colours move all along, and some appear for 2 frames as well, so that change alone finds
 nothing.
 """
 
 from __future__ import annotations
 
-from tubelens.planted.actions import KEYS
 from tubelens.planted.scene import DISTRACTORS, FASTER, Canvas, Scene, Wanted, appearing, stream, thing
 
-LABELS = tuple(f"{shape} appears" for shape in KEYS)
+COLOURS = {"red": 0.0, "yellow": 0.16, "green": 0.34, "blue": 0.62}
+"""Hues, class by class."""
+OTHERS = (0.76, 0.88)
+"""Hues of the distractors: violet to pink."""
+LABELS = tuple(f"{colour} appears" for colour in COLOURS)
 EVIDENCE = ("object",)
 LASTING = 2
 RADIUS = (0.14, 0.17)
-"""Larger than elsewhere: in 32 x 32 pixels and 2 frames a shape is hard to tell."""
+"""Larger than elsewhere: in 2 frames little is seen."""
 WITHIN = (0.15, 0.85)
 """Nor may much of it be outside the frame, which it does not have the time to enter."""
 
@@ -23,14 +26,15 @@ def paint(wanted: Wanted) -> Scene:
     canvas, size, frames = Canvas(wanted), wanted.size, wanted.frames
     others, deciding = stream(wanted.seed, 2), stream(wanted.seed, 3)
     for _ in range(1 + int(others.integers(2))):
-        canvas.add(DISTRACTORS, thing(others, size, fast=FASTER, radius=RADIUS))
+        canvas.add(DISTRACTORS, thing(others, size, hues=OTHERS, fast=FASTER, radius=RADIUS))
     for _ in range(3):
         start = int(others.integers(frames - LASTING + 1))
-        plain = thing(others, size, fast=FASTER, radius=RADIUS, within=WITHIN)
+        plain = thing(others, size, hues=OTHERS, fast=FASTER, radius=RADIUS, within=WITHIN)
         brief, there = appearing(plain, frames, start, LASTING)
         canvas.add(DISTRACTORS, brief, when=there)
     start = int(deciding.integers(frames - LASTING + 1))
-    evidence = thing(deciding, size, shape=KEYS[wanted.label], radius=RADIUS, within=WITHIN)
+    hue = list(COLOURS.values())[wanted.label]
+    evidence = thing(deciding, size, hue=hue, radius=RADIUS, within=WITHIN)
     brief, there = appearing(evidence, frames, start, LASTING)
     canvas.add("object", brief, when=there)
     return canvas.finish()
