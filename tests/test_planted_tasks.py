@@ -84,7 +84,7 @@ def test_classes_are_drawn_evenly(task: Task) -> None:
 
 def test_labels_of_the_first_two_tasks_are_numbered_together() -> None:
     assert labels("key") == labels("dir") == LABELS
-    assert [len(KINDS[task].classes) for task in BENCHMARK] == [4, 4, 2, 4, 4, 2, 4]
+    assert [len(KINDS[task].classes) for task in BENCHMARK] == [4, 4, 2, 3, 4, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,11 @@ def test_boxes_are_read_from_text_files_and_entries_of_files(tmp_path: Path) -> 
         ('{"tubes": [{"sf": 0, "ef": 2, "boxes_xywh": [[1, 2, 3, 4]]}]}', "1 boxes for the frames 0 to 1"),
         ('{"tubes": [{"sf": 0, "boxes_xywh": [[1, 2, 3, 4]]}]}', "these are no boxes"),
         ("nowhere.json", "nowhere.json: cannot be read"),
+        ("no#where.json", "no: cannot be read"),
+        ('{"0": [[1, 2, 3, 4]], "size": [1e999, 3]}', "these are no boxes"),
+        ('{"tubes": [{"sf": 1e999, "ef": 5, "boxes_xywh": []}]}', "these are no boxes"),
+        ('{"0": [[1, 2, 3, 4]], "NaN": [[5, 5, 3, 3]], "2": []}', "must be finite"),
+        ('{"inf": [[5, 5, 3, 3]]}', "must be finite"),
     ],
 )
 def test_bad_boxes_are_one_line(written: str, said: str) -> None:
@@ -208,6 +213,21 @@ def test_an_entry_that_is_not_there_has_near_names(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not JSON"):
         read_boxes(path)
+
+
+def test_names_of_files_and_entries_may_hold_a_hash(tmp_path: Path) -> None:
+    for name, first in (("a#1.json", 1), ("a", 2), ("a#1", 3)):
+        (tmp_path / name).write_text(json.dumps({"0": [[first, 0, 4, 4]], "x": [[first, 5, 4, 4]]}))
+    (tmp_path / "keys.json").write_text('{"v#2": [[7, 7, 7, 7]]}')
+    for written, expected in (
+        ("a#1.json#x", (1, 5, 4, 4)),
+        ("a#x", (2, 5, 4, 4)),
+        ("a#1#x", (3, 5, 4, 4)),
+        ("keys.json#v#2", (7, 7, 7, 7)),
+    ):
+        assert read_boxes(f"{tmp_path}/{written}").near(0) == (expected,)
+    (tmp_path / "b#1.json").write_text('{"0": [[6, 0, 4, 4]]}')
+    assert read_boxes(tmp_path / "b#1.json").near(0) == ((6, 0, 4, 4),)
 
 
 # ── masks ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,6 +277,26 @@ def test_masks_of_all_kinds_of_images(tmp_path: Path) -> None:
         image.save(folder / "0.png")
         truth = masks_truth(source((0.0,)), (1, 8, 8), folder)
         assert torch.equal(truth.mask[0], torch.from_numpy(mask > 0)), n
+
+
+def test_the_noise_around_a_jpeg_is_no_evidence(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[21:42, 19:45] = 255
+    wide = Source("a.mp4", (64, 64), 10.0, (0.0,), (0.0, 0.0), Box(0, 0, 64, 64), (64, 64))
+    grey = Image.fromarray(mask)
+    images = [grey, Image.merge("RGB", [grey, Image.new("L", grey.size), Image.new("L", grey.size)])]
+    for n, image in enumerate([*images, images[1].convert("CMYK")]):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        image.save(folder / "0.jpg", quality=75)
+        with Image.open(folder / "0.jpg") as stored:
+            assert (np.asarray(stored.convert("L")) > 0).sum() > (mask > 0).sum()  # the noise is there
+        found = masks_truth(wide, (1, 64, 64), folder)
+        assert (found.mask[0].numpy() != (mask > 0)).mean() <= (0 if n == 0 else 0.02)
+    (tmp_path / "tiff").mkdir()
+    grey.save(tmp_path / "tiff" / "0.tif", compression="jpeg")
+    found = masks_truth(wide, (1, 64, 64), tmp_path / "tiff")
+    assert torch.equal(found.mask[0], torch.from_numpy(mask > 0))
 
 
 def test_bad_masks_are_one_line(tmp_path: Path) -> None:

@@ -147,9 +147,13 @@ def fill(wanted: str | Fill) -> Fill:
     """A fill by name, or the one given.
 
     Raises:
-        OptionError: no such fill; the nearest names are offered.
+        OptionError: no such fill; the nearest names are offered. Or something else than a fill.
     """
     if not isinstance(wanted, str):
+        if isinstance(wanted, type) or not isinstance(wanted, Fill):
+            raise OptionError(
+                f"a fill is one of {', '.join(FILLS)}, or one such as Blur(sigma=5), not {wanted!r}"
+            )
         return wanted
     if wanted not in FILLS:
         raise OptionError(
@@ -157,6 +161,24 @@ def fill(wanted: str | Fill) -> Fill:
             " as Blur(sigma=5)"
         )
     return FILLS[wanted]
+
+
+class Once:
+    """A fill that is bound to a clip once, for versions of it that each ask for themselves.
+
+    Attributes:
+        fill: the one that is bound.
+    """
+
+    def __init__(self, fill: Fill) -> None:
+        self.fill = fill
+        self._bound: tuple[Tensor, Blend] | None = None
+
+    def over(self, pixels: Float[Tensor, "c t h w"]) -> Blend:
+        """As the fill, made anew only for other pixels than the last."""
+        if self._bound is None or self._bound[0] is not pixels:
+            self._bound = pixels, self.fill.over(pixels)
+        return self._bound[1]
 
 
 def _static(pixels: Float[Tensor, "c t h w"], base: Tensor) -> Blend:

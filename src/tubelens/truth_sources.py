@@ -94,7 +94,8 @@ def masks_truth(
     Args:
         source: of the clip.
         size: its frames, height and width.
-        masks: a folder of images, in natural order; or an array `(t, h, w)`. What is not zero is evidence.
+        masks: a folder of images, in natural order; or an array `(t, h, w)`. What is not zero is evidence; of
+            JPEG images, which surround what they show with faint noise, what is above half of the range.
             They may be smaller or larger than the frames; each voxel takes the pixel that its centre is in.
         times: seconds of every frame of the video, as for `boxes_truth`.
 
@@ -161,7 +162,7 @@ def read_boxes(written: str | Path) -> Boxes:
             return parse_boxes(json.loads(text), "boxes")
         except ValueError as error:
             raise InputError(f"boxes: not JSON: {error}") from error
-    file, _, key = text.partition("#")
+    file, key = _entry(text)
     found = _json(file)
     if key:
         if not isinstance(found, dict) or key not in found:
@@ -169,6 +170,13 @@ def read_boxes(written: str | Path) -> Boxes:
             raise InputError(f"{file}: has no entry {key!r}{near}")
         found = found[key]
     return parse_boxes(found, text)
+
+
+def _entry(text: str) -> tuple[str, str]:
+    """File and key of `FILE#KEY`; either may hold a `#`: the longest that is a file counts."""
+    marks = [len(text), *(i for i in range(len(text) - 1, -1, -1) if text[i] == "#")]
+    at = next((i for i in marks if os.path.isfile(text[:i])), marks[-1])
+    return text[:at], text[at + 1 :]
 
 
 def parse_boxes(found: Any, name: str) -> Boxes:
@@ -191,8 +199,10 @@ def parse_boxes(found: Any, name: str) -> Boxes:
             for place, rows in found.items()
             if place not in told
         }
+        if not all(place is None or np.isfinite(place) for place in at):
+            raise InputError(f"{name}: frame numbers (or seconds) must be finite")
         return Boxes(at, _pair(found.get("size"), name), step, unit == "seconds")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{name}: these are no boxes ({type(error).__name__}: {error}): write"
             ' {"size": [height, width], "frame number": [[x, y, w, h]]}'
@@ -264,13 +274,19 @@ def mask_files(folder: str | Path) -> list[Path]:
 
 
 def _plane(stored: Any) -> Bool[np.ndarray, "h w"]:
-    """One mask: what is not zero; of a palette the numbers count, of colours any, transparency never."""
+    """One mask: what is not zero; of a palette the numbers count, of colours any, transparency never.
+
+    A JPEG rings around edges: there it is what lies above half of the range.
+    """
     if not isinstance(stored, Path):
         values = np.asarray(stored.cpu() if isinstance(stored, Tensor) else stored)
         return np.asarray(values != 0)
     try:
         with Image.open(stored) as image:
-            values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
+            lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
+            plain = image.mode in ("L", "RGB") or (not lossy and image.mode not in ("RGBA", "LA", "PA"))
+            values = np.asarray(image if plain else image.convert("RGB"))
+            values = values > 127 if lossy else values
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{stored}: this mask cannot be decoded ({error}): replace it") from error
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ import pytest
 import tubelens as tl
 from tests.evaluate.runs import contents, item, model
 from tubelens.errors import InputError
-from tubelens.store import Cell, Failure, Prediction, RunStore, Unit
+from tubelens.evaluate.summary import Evaluation
+from tubelens.store import Cell, Failure, Prediction, RunStore, Unit, reading
 from tubelens.store.cells import FILE
+from tubelens.target import Logit
 
 SETTINGS = {"target": "predicted"}
 
@@ -139,7 +143,87 @@ def test_a_run_that_is_being_written_can_be_read(tmp_path: Path) -> None:
         store.commit(Unit(1, 1, [Cell(1, 1, 0, 0.5)]))
         with RunStore.read(tmp_path / "run") as reader:
             assert reader.count() == 1
-            store.commit(Unit(1, 1, [Cell(1, 2, 0, 0.5)]))
-            assert reader.count() == 2
+            clip = store.id("clips", "late")
+            store.commit(Unit(clip, 1, [Cell(1, 2, 0, 0.5)]))
+            assert (reader.count(), reader.names("clips")) == (1, [])  # as it was at that moment
+        with RunStore.read(tmp_path / "run") as reader:
+            assert (reader.count(), len(reader.names("clips"))) == (2, 1)
     found = contents(tmp_path / "run")
     assert json.loads(json.dumps(found["meta"])) == [{"format": "tubelens run 1", "settings": SETTINGS}]
+
+
+def test_a_log_that_cannot_be_read_is_said_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with RunStore.write(run, SETTINGS) as store:
+        store.commit(Unit(1, 1, [Cell(1, 1, 0, 0.5)]))
+        shutil.copytree(run, tmp_path / "cut")  # as a process leaves it that is killed
+        assert (tmp_path / "cut" / f"{FILE}-wal").stat().st_size
+    connect = sqlite3.connect
+
+    class Denied:  # as in a folder that cannot be written
+        def execute(self, query: str) -> None:
+            raise sqlite3.OperationalError("unable to open database file")
+
+        def close(self) -> None: ...
+
+    def denied(name: str, **options: Any) -> Any:
+        return connect(name, **options) if "immutable" in name else Denied()
+
+    with RunStore.read(tmp_path / "cut") as reader:
+        assert reader.count() == 1
+    shutil.rmtree(tmp_path / "cut")
+    with RunStore.write(run, SETTINGS) as store:
+        store.commit(Unit(2, 1, [Cell(1, 1, 0, 0.5)]))
+        shutil.copytree(run, tmp_path / "cut")
+    monkeypatch.setattr(reading.sqlite3, "connect", denied)
+    with RunStore.read(run) as reader:  # ended as it should: no log
+        assert reader.count() == 2
+    with pytest.raises(InputError, match="copy the folder to a place that can be written"):
+        RunStore.read(tmp_path / "cut").__enter__()
+
+
+def test_the_map_of_the_smallest_seed(tmp_path: Path, explanation: tl.Explanation) -> None:
+    with RunStore.write(tmp_path / "run", SETTINGS) as store:
+        store.commit(Unit(1, 1, maps=[(1, 4, replace(explanation, target=Logit(2))), (1, 3, explanation)]))
+        assert store.explanation(1, 1, 1) is None
+        first = store.explanation(1, 1, 1, None)
+        assert first is not None
+        assert first.target == explanation.target
+        assert store.explanation(1, 1, 2, None) is None
+
+
+def test_nothing_is_dropped_without_a_word(tmp_path: Path) -> None:
+    with RunStore.write(tmp_path / "run", SETTINGS) as store:
+        store.commit(Unit(1, 1, [Cell(1, 1, 0, 0.5, forwards=float("nan"))]))
+        assert store.cells()["forwards"].tolist() == [0]
+        with pytest.raises(InputError, match=r"must be there.*prob"):
+            store.commit(Unit(1, 1, prediction=Prediction(None, 0, float("nan"))))
+        store.commit(Unit(1, 1, prediction=Prediction(None, 0, 0.5)))
+        store.commit(Unit(1, 1, prediction=Prediction(None, 1, 0.5)))  # what is there stays
+        assert [clip for clip, _ in store.said(1)] == [1]
+        assert store.predictions()["predicted"].tolist() == [0]
+
+
+def test_how_a_run_came_about_is_kept_and_is_no_part_of_it(tmp_path: Path) -> None:
+    with RunStore.write(tmp_path / "run", SETTINGS) as store:
+        store.told(manifest="first.csv")
+        store.told(manifest="second.csv", who="me")
+    with RunStore.read(tmp_path / "run") as store:
+        made = store.made
+        assert (made["manifest"], made["who"], made["version"]) == ("first.csv", "me", tl.__version__)
+        assert made["date"].endswith("+00:00")
+        assert set(store.meta) == {"format", "settings"}
+
+
+def test_means_of_a_run_count_a_clip_once(tmp_path: Path) -> None:
+    with RunStore.write(tmp_path / "run", SETTINGS) as store:
+        for table, name in (("models", "net"), ("methods", "rise"), ("metrics", "ap")):
+            store.id(table, name)  # type: ignore[arg-type]
+        store.commit(Unit(1, 1, [Cell(1, 1, s, v) for s, v in ((0, 0.0), (1, 0.2), (2, 0.4))]))
+        store.commit(Unit(2, 1, [Cell(1, 1, 0, 0.6), Cell(1, 1, 1, float("nan"))]))
+        store.commit(Unit(3, 1, [Cell(1, 1, 0, float("nan"))]))
+    (line,) = Evaluation(tmp_path / "run", 3, 0, 0, 0, 0, 0, 0, 0, (), 0.0).table()
+    assert (line.n, line.mean) == (2, pytest.approx(0.4))
+    assert line.std == pytest.approx(np.std([0.2, 0.6], ddof=1))

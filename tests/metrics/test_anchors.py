@@ -9,17 +9,21 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
+from tests.metrics.maps import flat, standing
 from tests.perturbed import clip
 from tubelens.errors import OptionError
 from tubelens.metrics.anchors import (
     anchor_maps,
+    between,
     centre_prior,
     common_maps,
     frame_difference,
     random_order,
+    settled,
     time_mean,
     warnings_for,
 )
+from tubelens.metrics.protocol import normalised
 from tubelens.truth import Truth
 
 SIZE = (4, 6, 5)
@@ -108,3 +112,63 @@ def test_a_map_is_told_of_every_rival_that_beats_it():
     assert warnings_for(0.0, {}, True) == ()
     assert warnings_for(NAN, anchors, True) == ()
     assert warnings_for(0.35, anchors, None) == ()
+
+
+@pytest.mark.parametrize("all_or_none", [torch.ones, torch.zeros])
+def test_a_truth_that_orders_nothing_is_no_oracle(all_or_none):
+    assert "oracle" not in common_maps(SIZE, None, Truth(all_or_none(SIZE, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "up", "expected"),
+    [
+        (0.6, 0.2, 1.0, True, 0.5),
+        (0.0, 0.2, 1.0, True, -0.25),
+        (0.3, 0.6, 0.1, False, 0.6),
+        (0.9, 0.6, 0.1, False, -0.6),
+        (0.6, 0.2, 1.0, False, None),  # the truth does worse
+        (0.3, 0.6, 0.1, True, None),
+        (0.3, 0.5, 0.5, True, None),
+        (0.1, 0.0, 0.0009, True, None),  # or next to nothing better
+        (0.0005, 0.0, 0.0011, True, 0.4545454),
+        (5.0, 5.0, 5.049, True, None),
+        (5.0, 5.0, 5.051, True, 0.0),
+        (-5.0, -5.0, -5.049, False, None),
+        (NAN, 0.0, 1.0, True, None),
+        (0.3, NAN, 1.0, True, None),
+    ],
+)
+def test_scores_are_normalised_where_the_truth_wins(value, low, high, up, expected):
+    found = normalised(value, low, high, up)
+    assert found == (None if expected is None else pytest.approx(expected))
+    said = between(value, {"random": low, "oracle": high}, up)
+    note = "the truth is no better than a random order here: no normalised score"
+    assert said == (found, (note,) if found is None and value == value else ())
+
+
+def test_what_nobody_knows_is_not_normalised_and_nothing_is_said():
+    assert between(0.3, {"random": 0.1}, True) == (None, ())
+    assert between(0.3, {"random": 0.1, "oracle": 0.5}, None) == (None, ())
+
+
+def test_rounding_is_no_order():
+    assert len(settled(flat().saliency).unique()) == 1
+    for seed in range(5):
+        still = settled(standing(seed).saliency)
+        assert torch.equal(still, still[:1].expand_as(still))
+        assert len(still.unique()) > 100
+    map_ = saliency()
+    unit = 1e-5 * map_.abs().max()
+    torch.testing.assert_close(settled(map_), (map_ / unit).round() * unit, atol=1e-6, rtol=0)
+    torch.testing.assert_close(settled(1e-30 * map_), 1e-30 * settled(map_))
+    torch.testing.assert_close(settled(settled(map_)), settled(map_), atol=1e-7, rtol=0)
+    zeros = torch.zeros(SIZE)
+    assert torch.equal(settled(zeros), zeros)
+    odd = saliency()
+    odd[0, 0, 0], odd[1, 1, 1], odd[:, 2, 2] = NAN, math.inf, NAN
+    kept = settled(odd)
+    assert torch.equal(kept.isnan(), odd.isnan())
+    assert kept[1, 1, 1] == math.inf
+    usual = odd.isfinite()
+    torch.testing.assert_close(kept[usual], odd[usual], atol=1e-4, rtol=0)
+    assert len(kept[usual].unique()) == len(odd[usual].unique())

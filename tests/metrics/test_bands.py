@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.metrics.maps import between_anchors
 from tests.metrics.test_temporal import explained
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
@@ -119,7 +120,11 @@ def test_a_scorer_of_infrared_gives_all_to_infrared():
     [visible] = BandShare(fill="black", groups="RGB|IR")(f, lit(), [why], replace(truth, bands=("R", "B")))
     assert visible.value == pytest.approx(0, abs=1e-6)
     assert visible.anchors == {"random": 0.5, "oracle": pytest.approx(0, abs=1e-6)}
-    assert visible.notes == ("the tube (0.000) does worse than bands drawn by lot (0.500)",)
+    assert visible.notes == (
+        "the tube (0.000) does worse than bands drawn by lot (0.500)",
+        "the truth is no better than a random order here: no normalised score",
+    )
+    assert visible.normalised is None
     assert found.notes == ()
 
 
@@ -155,6 +160,31 @@ def test_a_band_against_the_class_has_a_negative_share():
     assert found.facts["share:R"] == pytest.approx(4 / 3)
     assert found.facts["share:G"] == pytest.approx(-1 / 3)
     assert found.value == pytest.approx(4 / 3)
+
+
+def test_bands_that_all_speak_against_the_class_share_no_evidence():
+    """Filling them makes the class likelier: a share of that loss would call the worst the carrier."""
+    f = seen(lambda b: 0.9 - 0.8 * b[3])
+    [found] = BandShare(fill="black")(f, lit(), [explained(tube().float())], Truth(tube(), bands=("IR",)))
+    assert np.isnan(found.value)
+    assert found.normalised is None
+    assert found.facts == pytest.approx({"intact": 0.1, "loss": -0.8})
+    assert found.notes == ("filling all bands changes the score by +0.8000: there is no evidence to share",)
+    # nor is a truth an oracle of which the same holds
+    where = torch.zeros(SIZE, dtype=torch.bool)
+    where[0, 0, :3] = True
+
+    def p(clips: Tensor) -> Tensor:
+        risen = 0.3 + 0.3 * clips[:, 0, where].mean(dim=1) - 0.1 * clips[:, 3, tube()].mean(dim=1)
+        return torch.stack([1 - risen, risen], dim=1)
+
+    white = Clip.from_array(torch.ones(*SIZE, 4), BANDS)
+    metric = BandShare(fill="black", dilate=0, volume=3 / 144)
+    [other] = metric(
+        BlackBox(p, output="probs"), white, [explained(where.float())], Truth(tube(), bands=("R",))
+    )
+    assert other.value == pytest.approx(1)
+    assert other.anchors == {"random": 0.25}
 
 
 # ── slow reference ───────────────────────────────────────────────────────────────────────────────────────
@@ -199,43 +229,56 @@ def test_equals_the_slow_formula(fill):
     video, f = clip(), Mixed()
     saliency = torch.randn(SIZE, generator=torch.Generator().manual_seed(2))
     truth = Truth(tube(), bands=("G", "IR"))
-    whys = [explained(saliency, Prob(k)) for k in (0, 2)] + [explained(-saliency, Prob(2))]
+    cases = list(itertools.product((saliency, -saliency), range(3)))
+    whys = [explained(values, Prob(k)) for values, k in cases]
     found = BandShare(fill=fill, volume=0.2)(f, video, whys, truth, FP32)
     assert sum(f.batches) == 1 + 3 * 15  # two maps and the truth
     assert sum(s.forwards for s in found) == 1 + 3 * 15
     alone = [[b] for b in range(4)]
-    oracle = slow(f, video.pixels, Tube(tube(), 1).mask, alone, fill, 2)
-    for score, values, k in zip(found, (saliency, saliency, -saliency), (0, 2, 2), strict=True):
+    seen_shares = seen_oracles = 0
+    for score, (values, k) in zip(found, cases, strict=True):
         mask = Tube(top_voxels(values, 0.2), 1).mask
         expected = slow(f, video.pixels, mask, alone, fill, k)
         assert abs(expected).max() > 0.01
+        assert score.facts["loss"] == pytest.approx(expected.sum(), abs=1e-5)
+        if expected.sum() < 0.01:
+            assert np.isnan(score.value)
+            continue
+        seen_shares += 1
         shares = np.array([score.facts[f"share:{b}"] for b in BANDS])
         np.testing.assert_allclose(shares * score.facts["loss"], expected, atol=1e-6)
         assert (shares * score.facts["loss"]).sum() == pytest.approx(score.facts["loss"])
         value = (expected / expected.sum())[[1, 3]].sum()
         assert score.value == pytest.approx(value, rel=1e-3)
-        if k == 2:
-            best = (oracle / oracle.sum())[[1, 3]].sum()
-            assert score.anchors == pytest.approx({"random": 0.5, "oracle": best}, rel=1e-3)
-            assert score.normalised == pytest.approx((value - 0.5) / (best - 0.5), rel=1e-2)
+        oracle = slow(f, video.pixels, Tube(tube(), 1).mask, alone, fill, k)
+        if oracle.sum() < 0.01:
+            assert score.anchors == {"random": 0.5}
+            continue
+        seen_oracles += 1
+        best = (oracle / oracle.sum())[[1, 3]].sum()
+        assert score.anchors == pytest.approx({"random": 0.5, "oracle": best}, rel=1e-3)
+        wanted = between_anchors(score)
+        assert score.normalised == (None if wanted is None else pytest.approx(wanted, rel=1e-2))
+    assert seen_shares
+    assert seen_oracles
 
 
 def test_the_whole_clip_is_one_game_of_sixteen_forwards():
     video, f = clip(), Mixed()
     g = torch.Generator().manual_seed(2)
-    whys = [explained(torch.randn(SIZE, generator=g), Prob(1)), explained(torch.zeros(SIZE), Prob(1))]
+    whys = [explained(torch.randn(SIZE, generator=g), Prob(2)), explained(torch.zeros(SIZE), Prob(2))]
     found = BandShare("clip")(f, video, whys, Truth(tube(), bands=("IR",)), Run(batch=100, precision="fp32"))
     assert f.batches == [1, 15]
     assert found[0].facts == found[1].facts
     assert found[0].forwards == 8
     everything = torch.ones(SIZE, dtype=torch.bool)
-    expected = slow(f, video.pixels, everything, [[b] for b in range(4)], "mean", 1)
+    expected = slow(f, video.pixels, everything, [[b] for b in range(4)], "mean", 2)
     assert found[0].value == pytest.approx(expected[3] / expected.sum(), rel=1e-4)
     assert found[0].anchors == {"random": 0.25}
     f.batches.clear()
     [groups] = BandShare("clip", groups="IR|RGB")(f, video, whys[:1], None, FP32)
     assert f.batches == [1, 3]
-    expected = slow(f, video.pixels, everything, [[3], [0, 1, 2]], "mean", 1)
+    expected = slow(f, video.pixels, everything, [[3], [0, 1, 2]], "mean", 2)
     assert groups.facts["share:IR"] == pytest.approx(expected[0] / expected.sum(), rel=1e-4)
     assert groups.facts["share:RGB"] == pytest.approx(expected[1] / expected.sum(), rel=1e-4)
 
@@ -269,7 +312,7 @@ def test_logits_and_oracles_are_options():
 def test_where_there_is_nothing_to_share():
     [found] = BandShare()(seen(lambda b: 0.3 + 0 * b[0]), lit(), [explained(tube().float())])
     assert np.isnan(found.value)
-    assert found.notes == ("filling all bands changes the score by +0.0000: there is nothing to share",)
+    assert found.notes == ("filling all bands changes the score by +0.0000: there is no evidence to share",)
     [flat] = BandShare()(Mixed(), clip(), [explained(torch.zeros(SIZE))], Truth(tube(), bands=("IR",)))
     assert np.isnan(flat.value)
     assert flat.notes == ("the map is the same everywhere, so it has no tube",)
@@ -278,7 +321,7 @@ def test_where_there_is_nothing_to_share():
 
 def test_truth_in_bands_that_the_clip_does_not_have_is_unknown():
     truth = Truth(tube(), bands=("thermal",))
-    [found] = BandShare("clip")(Mixed(), clip(), [explained(tube().float())], truth)
+    [found] = BandShare("clip")(Mixed(), clip(), [explained(tube().float(), Prob(2))], truth)
     elsewhere, why = tube().roll(1, dims=0), explained(tube().float())
     assert BandShare()(Mixed(), clip(), [why], Truth(elsewhere))[0].forwards == 16
     nothing = Truth(tube().roll(3, dims=1), bands=("IR",))  # a truth whose loss changes nothing is no oracle
@@ -326,6 +369,8 @@ def test_bad_groups(bands, groups, said):
         ({"fill": "man"}, "no fill 'man'"),
         ({"volume": -1.0}, "volume is the share"),
         ({"dilate": -1}, "dilate must be"),
+        ({"groups": 5}, "groups are names of bands"),
+        ({"seed": -1}, "a seed is a whole number"),
     ],
 )
 def test_bad_options(options, said, monkeypatch: pytest.MonkeyPatch):

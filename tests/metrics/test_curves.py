@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import tubelens as tl
 from tests.conftest import order_one
+from tests.metrics.maps import between_anchors, explanation_of, flat, standing
 from tests.perturbed import Box, clip
 from tubelens.clip import Clip
 from tubelens.errors import OptionError, ScoreError
@@ -316,7 +317,7 @@ def test_curves_do_not_depend_on_the_batch_or_on_their_company():
 
 def test_targets_and_maps_that_rank_alike_cost_nothing():
     model = Counting()
-    maps = [noise(0), noise(1), noise(0).exp()]
+    maps = [noise(0), noise(1), 2 * noise(0)]
     drawn = curves(model, clip(SIZE), maps, [Prob(i) for i in range(3)], steps=5, run=FP32)
     assert sum(model.batches) == 3 + 2 * 2 * 3
     assert drawn.values[0].shape == (3, 3, 5)
@@ -356,17 +357,32 @@ def test_ties_are_broken_by_the_seed_and_not_by_place():
     assert np.mean(areas) == pytest.approx(0.5, abs=0.05)  # 1 - 1/8 in raster order
 
 
-def test_zeros_are_ties_also_after_the_spline():
-    """A map of the clip's own size goes through the spline, which leaves 1e-17 where it was zero."""
+@pytest.mark.parametrize("make", [Insertion, Deletion])
+def test_rounding_is_no_order(make: type[Insertion | Deletion]):
+    """A flat coarse grid scores as a flat map, and one that stands still as its mean over time."""
+    size = (16, 16, 16)
+    metric, c = make(steps=9), clip(size)
+    box = torch.zeros(size, dtype=torch.bool)
+    box[5:9, 5:9, 5:9] = True
+    model = Share(box)
+    same = explanation_of(torch.full(size, 0.3))
+    maps = [flat(), same, standing(0), standing(1)]
+    found, equal, *still = metric(model, c, maps, run=FP32)
+    assert found.value == equal.value
+    assert found.curve == equal.curve
+    for score in (found, *still):
+        assert score.value == score.anchors["time_mean"]
+
+
+def test_zeros_are_ties_and_small_values_are_not():
     sparse = torch.zeros(SIZE)
     sparse[1, 2:4, 3] = torch.tensor([1.0, 2.0])
-    assert not torch.equal(explained(sparse).saliency, sparse)
     metric = Insertion(anchors=False, steps=N + 1)
     (score,) = metric(Box(SIZE), clip(SIZE), [explained(sparse)], run=FP32)
     expected = one(Box(SIZE), clip(SIZE), sparse, fills=["blur"], steps=N + 1)
     assert score.curve is not None
     np.testing.assert_allclose(score.curve[1], expected, atol=1e-6)
-    small = torch.where(sparse > 0, sparse * 1e-30, 1e-35)  # small is not rounding
+    small = torch.where(sparse > 0, sparse * 1e-30, 1e-36)  # small all over is not rounding
     torch.testing.assert_close(one(Box(SIZE), clip(SIZE), small, fills=["blur"], steps=N + 1), expected)
 
 
@@ -477,9 +493,9 @@ def test_a_score_is_its_curve_with_anchors(kind: str, given_: Target):
         areas = dict(zip(maps, drawn.areas[0][0].tolist(), strict=True))
         assert score.value == pytest.approx(areas.pop("map"), abs=1e-6)
         assert score.anchors == pytest.approx(areas, abs=1e-6)
-        assert score.normalised == pytest.approx(
-            (score.value - areas["random"]) / (areas["oracle"] - areas["random"]), abs=1e-4
-        )
+        wanted = between_anchors(score)
+        assert score.normalised == (None if wanted is None else pytest.approx(wanted, abs=1e-6))
+        assert (wanted is None) == any("no normalised score" in note for note in score.notes)
         values = drawn.values[0][0, 0]
         assert score.curve is not None
         np.testing.assert_allclose(score.curve[0], drawn.places)
@@ -542,7 +558,10 @@ def test_planted_evidence_wins(task: str):
         sign = 1 if right.higher_is_better else -1
         assert sign * right.value > sign * wrong.value
         assert sign * right.value > sign * right.anchors["random"]
-        assert right.normalised == pytest.approx(1, abs=1e-3)
+        if task == "dir" and right.higher_is_better:  # a blurred clip shows the direction: all score .999
+            assert right.normalised is None
+        else:
+            assert right.normalised == pytest.approx(1, abs=1e-3)
 
 
 def explained_at(c: Clip, saliency: Tensor, label: int) -> Explanation:
@@ -571,8 +590,16 @@ def test_a_metric_is_its_repr_and_fits_the_protocol():
     ("options", "message"),
     [
         ({"steps": 1}, "a curve has at least 2 points"),
-        ({"cell": (0, 1, 1)}, "at least one voxel along time, height and width"),
-        ({"cell": (2, 2)}, "at least one voxel along time, height and width"),
+        ({"cell": (0, 1, 1)}, "at least 1 along time, height and width"),
+        ({"cell": (2, 2)}, "at least 1 along time, height and width"),
+        ({"cell": (1.5, 2, 2)}, "three whole numbers"),
+        ({"cell": 2}, "three whole numbers"),
+        ({"fill": 3}, "a fill is one of"),
+        ({"fill": None}, "a fill is one of"),
+        ({"fill": Blur}, "a fill is one of"),
+        ({"seed": -1}, "a seed is a whole number"),
+        ({"seed": 2**63}, "a seed is a whole number"),
+        ({"seed": 1.0}, "a seed is a whole number"),
         ({"fill": "blurr"}, "did you mean 'blur'"),
         ({"score": "p"}, "score is 'prob' or 'logit', not 'p'"),
         ({"parity": "icpr"}, "parity is None or 'icpr2022'"),

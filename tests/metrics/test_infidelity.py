@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import jaxtyping
-import numpy as np
 import pytest
 import torch
 from captum.metrics import infidelity as captum_infidelity
+from scipy.optimize import nnls
 from torch import Tensor
 
 from tests.metrics.test_drop import FP32, SIZE, explanation, half_seen, linear, random_map, tube, white
@@ -28,7 +28,8 @@ from tubelens.truth import Truth
 @pytest.mark.parametrize("perturbation", ["tubes", "noise"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_equals_captum_with_the_same_perturbations(perturbation: str, scaled: bool):
-    model, c, m = Box(SIZE), clip(SIZE), random_map(2)
+    # of the sign for which captum's factor is positive; ours is never negative
+    model, c, m = Box(SIZE), clip(SIZE), random_map(2) * (-1 if perturbation == "noise" else 1)
     metric = Infidelity(
         n=12, perturbation=perturbation, cells=(2, 4, 3), scaled=scaled, score="logit", seed=4
     )
@@ -57,7 +58,7 @@ def test_equals_captum_with_the_same_perturbations(perturbation: str, scaled: bo
 
 
 def test_one_perturbation_after_the_other():
-    """The definition, slowly, with the best factor by least squares."""
+    """The definition, slowly, with the best factor by least squares, none of them negative."""
     model, c = Box(SIZE), clip(SIZE)
     maps = [random_map(3), random_map(4)]
     metric = Infidelity(n=9, cells=(2, 3, 4), fill="black", seed=1)
@@ -77,7 +78,7 @@ def test_one_perturbation_after_the_other():
 
         def error(saliency: Tensor, f: Tensor = f) -> float:
             d = torch.stack([saliency[mask == 0].double().sum() for mask in masks])
-            return float(np.linalg.lstsq(d[:, None].numpy(), f.numpy(), rcond=None)[1][0]) / 9
+            return float(nnls(d[:, None].numpy(), f.numpy())[1]) ** 2 / 9
 
         assert score.value == pytest.approx(error(m), abs=1e-5, rel=1e-4)
         for name, anchor in anchor_maps(m, c, truth, 1).items():
@@ -85,8 +86,6 @@ def test_one_perturbation_after_the_other():
         d = torch.stack([m[mask == 0].double().sum() for mask in masks])
         assert score.facts["correlation"] == pytest.approx(float(torch.corrcoef(torch.stack([d, f]))[0, 1]))
         assert score.facts["error"] == pytest.approx(score.value / float(f.pow(2).mean()))
-        gap = score.anchors["oracle"] - score.anchors["random"]
-        assert score.normalised == pytest.approx((score.value - score.anchors["random"]) / gap)
         assert score.forwards == 5
 
 
@@ -107,6 +106,47 @@ def test_the_truth_of_a_linear_score_is_without_error():
     assert scaled[0].facts["error"] == pytest.approx(0, abs=1e-8)
     assert scaled[2].facts["error"] > 0.5
     assert any("worse than" in note for note in scaled[2].notes)
+    assert scaled[2].normalised == pytest.approx(-1.2252, abs=1e-3)
+    for score in bare:  # in units of its own: compared with nothing
+        assert score.normalised is None
+        assert score.notes == ()
+        assert score.anchors
+
+
+def test_a_map_of_the_wrong_sign_predicts_nothing():
+    """As a factor of -1 would make it the truth, the factor stops at 0."""
+    exact = tube().float()
+    given = [explanation(exact), explanation(-exact), explanation(torch.zeros(SIZE))]
+    metric = Infidelity(n=30, fill="black")
+    right, wrong, none = metric(linear(0.1, 0.8), white(), given, Truth(tube()), FP32)
+    assert right.value == pytest.approx(0, abs=1e-10)
+    assert wrong.value == none.value > 0.03
+    assert wrong.facts["beta"] == 0
+    assert wrong.facts["error"] == pytest.approx(1)
+    assert wrong.facts["correlation"] == pytest.approx(-1)
+    assert wrong.normalised is not None
+    assert wrong.normalised < 0
+    d, f = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.25]).double()
+    assert infidelity(-d, f, scaled=True)[0] == pytest.approx((0.25 + 0.0625) / 2)
+
+
+def test_small_falls_are_normalised_as_shares_and_next_to_none_not_at_all():
+    given = [explanation(tube().float())]
+    small, none = (
+        Infidelity(n=30, fill="black")(linear(0.1, high), white(), given, Truth(tube()), FP32)[0]
+        for high in (0.01, 1e-4)
+    )
+    assert small.anchors["random"] < 1e-4
+    assert small.normalised == pytest.approx(1, abs=1e-3)
+    assert none.normalised is None
+    assert "nothing to predict" in none.notes[-1]
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_any_seed_will_do(seed: int):
+    for perturbation in ("tubes", "noise"):
+        metric = Infidelity(n=2, perturbation=perturbation, seed=seed)
+        assert metric(Box(SIZE), clip(SIZE), [explanation(random_map(0))], run=FP32)[0].value > 0
 
 
 def test_gradients_predict_small_noise():
@@ -201,7 +241,8 @@ def test_options(monkeypatch: pytest.MonkeyPatch):
     wrong = {
         "n": 1,
         "perturbation": "squares",
-        "cells": (0, 1, 1),
+        "cells": (4, 8),
+        "seed": 2**63,
         "sigma": -1.0,
         "score": "p",
         "fill": "blck",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.metrics.maps import clip_of, explanation_of
+from tests.metrics.maps import between_anchors, clip_of, explanation_of, flat, standing
 from tubelens.errors import OptionError
 from tubelens.metrics import localisation
 from tubelens.metrics.against_truth import (
@@ -21,7 +21,7 @@ from tubelens.metrics.against_truth import (
     TemporalIoU,
     TubeIoU,
 )
-from tubelens.metrics.anchors import centre_prior, frame_difference, random_order
+from tubelens.metrics.anchors import centre_prior, frame_difference, random_order, settled
 from tubelens.metrics.protocol import Metric
 from tubelens.planted import generate
 from tubelens.truth import Truth
@@ -85,11 +85,10 @@ def test_value_and_anchors_are_the_measure_of_the_map_and_of_the_anchor_maps(met
     assert score.value == pytest.approx(measure(saliency, mask), abs=1e-6)
     assert set(score.anchors) == {"random", *maps}
     for name, m in maps.items():
-        assert score.anchors[name] == pytest.approx(measure(m, mask), abs=1e-6), name
+        assert score.anchors[name] == pytest.approx(measure(settled(m), mask), abs=1e-6), name
     drawn = [measure(random_order(SIZE, seed), mask) for seed in range(600)]
     assert score.anchors["random"] == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / 600**0.5 + 1e-9)
-    low, high = score.anchors["random"], score.anchors["oracle"]
-    assert score.normalised == pytest.approx((score.value - low) / (high - low), abs=1e-9)
+    assert score.normalised == pytest.approx(between_anchors(score), abs=1e-9)
     assert score.higher_is_better is not isinstance(metric, DistractorMass)
     assert score.forwards == 0
 
@@ -202,3 +201,26 @@ def test_errors_are_one_line() -> None:
         PointingGame(tolerance=-1.0)
     with pytest.raises(Exception, match="over"):
         PointingGame(over="pixel")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", [m for m in METRICS if not isinstance(m, DistractorMass)], ids=ids)
+def test_rounding_is_no_evidence(metric: Any) -> None:
+    """A coarse grid that is flat scores exactly chance, one that stands still as its mean over time."""
+    mask = torch.zeros(16, 16, 16, dtype=torch.bool)
+    mask[5:9, 5:9, 5:9] = True
+    by_chance = MEASURES[repr(metric)](torch.ones(16, 16, 16), mask)
+    assert metric(flat(), None, Truth(mask)).value == pytest.approx(by_chance, abs=1e-12)
+    for seed in range(5):
+        score = metric(standing(seed), None, Truth(mask))
+        assert score.value == pytest.approx(score.anchors["time_mean"], abs=1e-7)
+        assert not any("own mean" in note for note in score.notes)
+        if isinstance(metric, TemporalIoU):
+            assert score.value == pytest.approx(score.anchors["random"], abs=1e-12)
+
+
+def test_a_truth_of_the_whole_clip_is_no_oracle() -> None:
+    e = explanation_of(torch.rand(SIZE, generator=torch.Generator().manual_seed(3)))
+    score = AveragePrecision()(e, None, Truth(torch.ones(SIZE, dtype=torch.bool)))
+    assert score.value == 1
+    assert "oracle" not in score.anchors
+    assert score.normalised is None

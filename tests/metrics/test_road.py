@@ -12,6 +12,7 @@ import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from torch import Tensor
 
+from tests.metrics.maps import between_anchors, explanation_of, flat, standing
 from tests.metrics.test_drop import FP32, SIZE, explanation, half_seen, linear, random_map, tube, white
 from tests.perturbed import Box, clip
 from tubelens.clip import Clip
@@ -168,8 +169,9 @@ def test_step_by_step(make: type[ROAD | ROADLeRF], sign: int):
         for name in ("random", "oracle", "time_mean"):
             expected = sum(values(orders[name])) / 3
             assert score.anchors[name] == pytest.approx(expected, abs=1e-4)
-        a = score.anchors
-        assert score.normalised == pytest.approx((score.value - a["random"]) / (a["oracle"] - a["random"]))
+        wanted = between_anchors(score)
+        assert score.normalised == (None if wanted is None else pytest.approx(wanted))
+        assert (wanted is None) == any("no normalised score" in note for note in score.notes)
         assert score.higher_is_better == (sign > 0)
 
 
@@ -229,6 +231,22 @@ def test_both_directions_share_a_queue():
     ]
     assert by_batch == pytest.approx([found[0][0].value] * 3, abs=1e-6)
     assert together([ROAD()], inner, white(), []) == [[]]
+
+
+def test_maps_that_rank_alike_are_scored_once_and_rounding_is_no_order():
+    size, calls, inner = (16, 16, 16), [], Box((16, 16, 16))
+
+    def score(clips: Tensor) -> Tensor:
+        calls.append(len(clips))
+        return inner(clips)
+
+    metric = ROAD(percent=(30, 60))
+    maps = [standing(), standing(), flat(), explanation_of(torch.full(size, 0.3))]
+    a, b, c, d = metric(BlackBox(score), clip(size), maps, run=FP32)
+    assert sum(calls) == 1 + 2 * (2 + 3)  # one that stands still, a flat one; random, centre, difference
+    assert a.value == b.value == a.anchors["time_mean"] != c.value
+    assert c.value == d.value == c.anchors["time_mean"]
+    assert a.curve == b.curve
 
 
 def test_other_noise_is_another_queue_and_one_voxel_is_always_kept():

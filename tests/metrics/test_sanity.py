@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,12 +25,22 @@ from tests.metrics.test_drop import explanation, random_map
 from tests.test_untouched import assert_same, state
 from tubelens.agreement import agreement
 from tubelens.clip import Clip
-from tubelens.errors import HeadError, LayerError, OptionError
+from tubelens.errors import (
+    HeadError,
+    InputError,
+    LayerError,
+    OptionError,
+    ScoreError,
+    TargetError,
+    TubelensError,
+    WorkError,
+)
 from tubelens.explanation import Explanation
 from tubelens.methods.cam import GradCAM
 from tubelens.methods.gradients import InputXGradient, Saliency
 from tubelens.methods.rise import RISE
 from tubelens.methods.tubes import Tubes
+from tubelens.metrics import metric as named
 from tubelens.metrics.anchors import frame_difference
 from tubelens.metrics.protocol import Metric
 from tubelens.metrics.randomise import random_like, randomising, stages
@@ -204,6 +215,128 @@ def test_random_values_keep_mean_spread_type_and_strides():
     assert torch.equal(random_like(torch.ones(3), torch.Generator()), torch.ones(3))
 
 
+def test_views_of_one_memory_stay_tied():
+    """Transposed, and two thirds of a whole; each keeps its own mean and spread where it is drawn first."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(40, 30, bias=False)
+            self.two = nn.Linear(30, 40, bias=False)
+            self.two.weight = nn.Parameter(self.one.weight.data.t())
+            self.part = nn.Parameter(self.one.weight.data[:20])
+            self.expanded = nn.Parameter(torch.tensor([[1.0, 2.0]]).expand(3, 2))
+            self.nothing = nn.Parameter(torch.zeros(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x.mean(dim=(2, 3, 4))))
+
+    net = Tied()
+    before = {k: p.detach().clone() for k, p in net.named_parameters()}
+    memory = {k: (p.data_ptr(), p.stride()) for k, p in net.named_parameters()}
+    found = stages(TorchModel(net, pack=lambda x: x))
+    assert [s.name for s in found] == ["two", "one", ""]
+    with randomising(found) as upto:
+        upto(1)
+        assert not torch.equal(net.two.weight, before["two.weight"])
+        assert torch.equal(net.one.weight, before["one.weight"])
+        drawn = net.two.weight.detach().clone()
+        upto(3)
+        assert torch.equal(net.two.weight, drawn)
+        assert torch.equal(net.one.weight, drawn.t())
+        assert torch.equal(net.part, drawn.t()[:20])
+        assert not torch.equal(net.expanded, before["expanded"])
+        assert float(drawn.std()) == pytest.approx(float(before["one.weight"].std()), rel=0.1)
+    assert all(torch.equal(p, before[k]) for k, p in net.named_parameters())
+    assert {k: (p.data_ptr(), p.stride()) for k, p in net.named_parameters()} == memory
+    part, whole = found[2].parameters[0], found[1].parameters[0]
+    with randomising([replace(found[0], parameters=(part,)), replace(found[0], parameters=(whole,))]) as upto:
+        upto(1)
+        drawn = part.detach().clone()
+        upto(2)
+        assert torch.equal(whole[:20], drawn)
+        assert not torch.equal(whole[20:], before["one.weight"][20:])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_tensors_that_a_forward_keeps_are_given_back():
+    """The weight of old-style weight norm, and what was not there before."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.utils.weight_norm(nn.Conv3d(3, 6, 3, padding=1))
+            self.head = nn.Linear(6, 3)
+            self.double: Tensor | None = None
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.double = 2 * self.head.weight
+            self.new = self.double + 1
+            x = self.first(x).relu().mean(dim=(2, 3, 4))
+            return nn.functional.linear(x, self.double, self.head.bias)
+
+    net = Keeps()
+    with torch.no_grad():
+        net(clip().pixels[None])
+    copied, double = net.first.weight.detach().clone(), net.double
+    model = wrap_plain(net)
+    score = ParameterRandomisation(steps=2, draws=1)(model, clip(), Saliency(), Logit(0))
+    assert score.value < 0.9
+    assert torch.equal(net.first.weight, copied)
+    assert net.double is not None
+    assert torch.equal(net.double, 2 * net.head.weight)
+    assert torch.equal(net.double, double)
+    calls, weight = net.calls, net.first.weight
+    found = stages(model)
+    net.double = None
+    del net.new
+    with randomising(found) as upto:
+        upto(2)
+        model(clip().pixels[None])
+        assert net.double is not None
+        assert not torch.equal(net.first.weight, copied)
+    assert net.first.weight is weight
+    assert net.double is None
+    assert not hasattr(net, "new")
+    assert net.calls == calls + 1  # what is no tensor does not hang on weights
+
+
+def wrap_plain(net: nn.Module) -> TorchModel:
+    return TorchModel(net.eval(), pack=lambda x: x, name="plain")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_scripted_networks_take_no_hooks():
+    """Their layers are taken in the order of registration."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv3d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    plain.append(nn.Linear(6, 3))
+    scripted = torch.jit.script(copy.deepcopy(plain).eval())
+    names = [s.name for s in stages(wrap_plain(scripted), clip())]
+    assert names == ["4", "0"]
+    before = scripted(clip().pixels[None])
+    scores = [
+        ParameterRandomisation(steps=2, draws=2)(wrap_plain(net), clip(), Saliency(), Logit(0))
+        for net in (plain, scripted)
+    ]
+    assert scores[0].value == pytest.approx(scores[1].value, abs=1e-4)
+    assert scores[0].facts == pytest.approx(scores[1].facts, abs=1e-4)
+    assert torch.equal(before, scripted(clip().pixels[None]))
+
+
+def test_a_network_without_weights_is_refused():
+    class Bare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0].mean(dim=(1, 2, 3)), x[:, 1].mean(dim=(1, 2, 3))], dim=1)
+
+    for made in (ParameterRandomisation(), EfficientRandomisation()):
+        with pytest.raises(LayerError, match="plain has no weights to randomise"):
+            made(wrap_plain(Bare()), clip(), Saliency(), Logit(0))
+
+
 METRICS: dict[str, Callable[[], Any]] = {
     "parameters": lambda: ParameterRandomisation(steps=3, draws=1),
     "efficient": lambda: EfficientRandomisation(draws=1),
@@ -370,6 +503,96 @@ def test_a_random_network_without_a_map_counts_as_not_alike():
     assert math.isnan(nothing.value)
 
 
+@dataclass(frozen=True)
+class Fails:
+    """A "method" that fails on the networks whose head's weights are not these."""
+
+    error: TubelensError
+    head: Tensor
+    needs: ClassVar[str] = "layers"
+    explains: ClassVar[type[Logit]] = Logit
+
+    def __call__(self, model: Any, clip: Clip, targets: list[Target], run: Run = RUN) -> list[Explanation]:
+        if not torch.equal(model.module.head.weight, self.head):
+            raise self.error
+        return [explanation(random_map(0, SIZE), t) for t in targets]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LayerError("odd has no layer 'nope'"),
+        OptionError("no gradient flows from the scores of odd back to the pixels"),
+        TargetError("class 7 is out of range"),
+        InputError("odd does not accept a clip batch of 1x3x4x12x12"),
+        ScoreError("odd returned NaN or infinity for the intact clip"),
+        WorkError("out of memory on cpu with a single clip of 3x4x12x12"),
+    ],
+)
+@pytest.mark.parametrize("name", METRICS)
+def test_a_failure_is_no_score(name: str, error: TubelensError):
+    """Of the method, on a network of random weights or labels alone."""
+    net = odd()
+    before = state(net)
+    method = Fails(error, net.head.weight.detach().clone())
+    made = METRICS[name]() if name != "labels" else LabelRandomisation(zeroed("head.weight"))
+    with pytest.raises(type(error)) as caught:
+        made(wrapped(net), clip(), method, Logit(0))
+    assert str(caught.value) == str(error)
+    assert_same(before, state(net))
+
+
+def test_an_option_that_no_network_fits_is_no_score_either():
+    """With an explanation that was made before, so that the method first runs on the random network."""
+    first = GradCAM()(wrapped(odd()), clip(), [Logit(0)])[0]
+    for made in (ParameterRandomisation(steps=1), EfficientRandomisation()):
+        with pytest.raises(LayerError, match="no layer 'nope'"):
+            made(wrapped(odd()), clip(), GradCAM(layer="nope"), Logit(0), explanation=first)
+
+
+def zeroed(*names: str) -> TorchModel:
+    net = odd()
+    with torch.no_grad():
+        for name in names:
+            net.get_parameter(name).zero_()
+    return wrapped(net)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["gradcam", "hirescam", "guided_gradcam", "saliency", "smoothgrad", "pyramid", "scorecam", "sidu"],
+)
+def test_nothing_to_explain_is_told_from_a_failure(method: str):
+    """By what the methods themselves say of a network whose last layers let nothing through."""
+    dead, made = zeroed("norm.weight", "norm.bias"), tl.methods.method(method)
+    if method == "sidu":
+        made = replace(made, threshold=0.0)
+    with pytest.raises(TubelensError) as caught:
+        made(dead, clip(), [Logit(0)])
+    labels = LabelRandomisation(dead)(wrapped(odd()), clip(), made, Logit(0))
+    assert math.isnan(labels.value)
+    assert labels.facts["insensitive"] == 0
+    assert labels.notes == (f"no map on a randomised network: {caught.value}",)
+    # those zeros are a network's own, so that they stay: also after all else is random
+    first = explanation(random_map(0, SIZE))
+    score = ParameterRandomisation(steps=1, draws=1)(dead, clip(), made, Logit(0), explanation=first)
+    assert score.value == 0
+    assert score.notes[0].startswith("no map on a randomised network: ")
+
+
+def test_a_map_that_random_weights_make_flat_is_not_alike():
+    @dataclass(frozen=True)
+    class Flattened(Fails):
+        def __call__(self, model: Any, clip: Clip, targets: Any, run: Run = RUN) -> list[Explanation]:
+            own = torch.equal(model.module.head.weight, self.head)
+            return [explanation(random_map(0, SIZE) if own else torch.zeros(SIZE), t) for t in targets]
+
+    net = odd()
+    method = Flattened(LayerError(""), net.head.weight.detach().clone())
+    score = ParameterRandomisation(steps=2, draws=2)(wrapped(net), clip(), method, Logit(0))
+    assert (score.value, score.facts["insensitive"], score.notes) == (0, 0, ())
+
+
 def test_maps_that_are_the_same_everywhere():
     flat = explanation(torch.zeros(SIZE))
     score = ParameterRandomisation(steps=1, draws=1)(
@@ -440,7 +663,9 @@ def test_label_randomisation_compares_two_networks(tmp_path: Path):
     assert score.value == pytest.approx(expected)
     assert score.value < 0.5
     assert score.facts["insensitive"] == 0
-    assert score.forwards == 2 * (1 + 2)
+    assert score.forwards == 2 * (1 + 2) + 2  # a forward of each for the number of classes
+    labelled = (replace(m, labels=("a", "b", "c")) for m in (one, two))
+    assert LabelRandomisation(next(labelled))(next(labelled), c, method, Logit(0)).forwards == 2 * (1 + 2)
     assert LabelRandomisation(lambda: two)(one, c, method, Logit(0)).value == score.value
     edges = LabelRandomisation(two)(one, c, Edges(), Logit(0))
     assert edges.value == pytest.approx(1)
@@ -456,6 +681,68 @@ def test_label_randomisation_compares_two_networks(tmp_path: Path):
         LabelRandomisation("nowhere.py:make")(one, c, method, Logit(0))
     with pytest.raises(OptionError, match="not int"):
         LabelRandomisation(3)(one, c, method, Logit(0))
+    with pytest.raises(OptionError, match="it has 2 of them, the explained one 3"):
+        LabelRandomisation(BlackBox(lambda x: x.mean(dim=(2, 3, 4))[:, :2]))(one, c, RISE(n=4), Prob(0))
+    for bare in (odd(), odd):
+        with pytest.raises(OptionError, match="bare Odd as its other model: wrap it first"):
+            LabelRandomisation(bare)(one, c, method, Logit(0))
+    with pytest.raises(LayerError, match="black box"):
+        LabelRandomisation(BlackBox(lambda x: x.mean(dim=(2, 3, 4))))(one, c, method, Logit(0))
+    flat = LabelRandomisation(two)(one, c, method, Logit(0), explanation=explanation(torch.zeros(SIZE)))
+    assert math.isnan(flat.value)
+    assert "no ranks" in flat.notes[0]
+
+
+def test_the_other_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And again where its file has changed; what goes wrong in it is one line."""
+    source = """
+from tubelens.model import BlackBox
+made = []
+def make():
+    made.append(1)
+    assert len(made) == 1
+    return BlackBox(lambda x: x.mean(dim=(2, 3, 4)), name=NAME)
+def fails():
+    raise FileNotFoundError("no weights.pt here")
+def refuses():
+    from tubelens.errors import CheckpointError
+    raise CheckpointError("weights.pt: is not of this network")
+def full():
+    raise MemoryError
+"""
+    file = tmp_path / "others.py"
+    file.write_text(source.replace("NAME", "'one'"))
+    made = named(f"label_randomisation(other={file}:make)")
+    assert made == LabelRandomisation(f"{file}:make")
+    assert named("label_randomisation(other=package.module:make)").other == "package.module:make"
+    first = made.model()
+    assert first.name == "one"
+    assert made.model() is first
+    assert named(f"label_randomisation(other={file}:make, absolute=true)").model() is first
+    file.write_text(source.replace("NAME", "'two'"))
+    os.utime(file, ns=(1, 1))
+    assert made.model().name == "two"
+    for name, error, said in (
+        ("fails", OptionError, "others.py:fails: .*FileNotFoundError: no weights.pt here"),
+        ("refuses", InputError, "^weights.pt: is not of this network"),
+        ("full", MemoryError, None),
+    ):
+        with pytest.raises(error, match=said):
+            named(f"label_randomisation(other={file}:{name})").model()
+    (tmp_path / "other_module.py").write_text(source.replace("NAME", "'three'"))
+    monkeypatch.syspath_prepend(tmp_path)
+    third = named("label_randomisation(other=other_module:make)")
+    assert third.model().name == "three"
+    assert third.model() is third.model()
+    calls: list[int] = []
+
+    def make() -> BlackBox:
+        calls.append(1)
+        return BlackBox(lambda x: x.mean(dim=(2, 3, 4)))
+
+    held = LabelRandomisation(make)
+    assert held.model() is held.model()
+    assert len(calls) == 1
 
 
 def test_options(monkeypatch: pytest.MonkeyPatch):

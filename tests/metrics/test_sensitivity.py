@@ -136,6 +136,30 @@ def test_a_map_of_zeros_has_no_sensitivity(small: TorchModel):
     assert changes(torch.zeros(SIZE), [random_map(0)]).isnan().all()
 
 
+def test_a_time_limit_does_not_cut_the_maps(small: TorchModel):
+    """Two maps cut short at different samples would differ for that alone."""
+    c, seen = clip(SIZE), []
+
+    @dataclass(frozen=True)
+    class Watched(Brightness):
+        def __call__(
+            self, model: Any, clip: Clip, targets: list[Target], run: Run = RUN
+        ) -> list[Explanation]:
+            seen.append(run)
+            return super().__call__(model, clip, targets, run)
+
+    told: list[tuple[int, int]] = []
+    run = Run(seconds=1e-9, batch=3, progress=lambda done, total: told.append((done, total)))
+    MaxSensitivity(n=2)(small, c, Watched(), Prob(0), run)
+    assert seen == [Run(batch=3)] * 3
+    assert told == [(1, 2), (2, 2)]
+    method = SmoothGrad(n=8, seed=1)
+    whole = MaxSensitivity(n=2)(small, c, method, Logit(1))
+    limited = MaxSensitivity(n=2)(small, c, method, Logit(1), Run(seconds=1e-9))
+    assert limited.forwards == whole.forwards == 3 * (1 + 3 * 8)
+    assert limited.value == pytest.approx(whole.value, rel=1e-4)
+
+
 def test_options(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without
     metric = MaxSensitivity(n=3, radius=0.1, seed=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -11,14 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tubelens as tl
+from tests.metrics.maps import flat, standing
 from tests.metrics.test_temporal import SIZE, Rises, explained, moving, ramp
 from tests.perturbed import Box, clip
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
-from tubelens.fill import Black, Blur, Mean
+from tubelens.fill import Black, Blur, Mean, Once
+from tubelens.metrics.bands import BandShare
 from tubelens.metrics.edits import Tube, orders
 from tubelens.metrics.protocol import CurveMetric
 from tubelens.metrics.split import Split, shares, windows
+from tubelens.metrics.temporal import TemporalEdit
 from tubelens.model import BlackBox
 from tubelens.planted import generate
 from tubelens.running import Run
@@ -181,11 +186,92 @@ def test_when_is_what_one_frame_shows_and_others_do_not():
     f, why = BlackBox(p, output="probs"), explained(mask.float())
     [found] = Split(n=n, baselines="black", dilate=0)(f, video, [why])
     facts = found.facts
-    held = [o[0] for o in orders("freeze", range(frames), n)]
-    assert held == [1, 3, 5, 7]
-    assert parts(facts) == pytest.approx([0.25, 0.75, 0])
+    assert parts(facts) == pytest.approx([1 / 8, 7 / 8, 0])  # every frame is held, not n of them
     assert facts["survives:frame"] == facts["survives:window"] == facts["survives:shuffled"] == 1
-    assert facts["motion"] == pytest.approx(0.75)
+    assert facts["motion"] == pytest.approx(7 / 8)
+
+
+def test_what_does_not_depend_on_when():
+    """Evidence in two frames of sixteen is in two stills of sixteen, whenever it comes."""
+    here = slice(1, 3)
+
+    def p(clips: Tensor) -> Tensor:
+        best = clips[:, :, :, here, here].mean(dim=(1, 3, 4)).amax(dim=1)
+        return torch.stack([1 - best, best], dim=1)
+
+    for start in range(15):
+        mask = torch.zeros(16, 4, 4, dtype=torch.bool)
+        mask[start : start + 2, here, here] = True
+        _, video = still(mask)
+        metric = Split(baselines="black", anchors=False, inside=False)
+        [found] = metric(BlackBox(p, output="probs"), video, [explained(mask.float())])
+        assert parts(found.facts) == pytest.approx([2 / 16, 14 / 16, 0])
+        assert found.facts["survives:frame"] == 1
+        assert found.forwards == 30 + 2  # with one baseline, and of the map the tube alone and the rest
+
+
+def test_a_long_clip_is_held_at_32_frames_spread_evenly():
+    mask = torch.zeros(66, 2, 2, dtype=torch.bool)
+    mask[::2] = True  # half of the frames are white
+
+    def p(clips: Tensor) -> Tensor:
+        best = clips[:, :, 0].mean(dim=(1, 2, 3))
+        return torch.stack([1 - best, best], dim=1)
+
+    _, video = still(mask)
+    metric = Split(baselines="black", anchors=False, inside=False)
+    [found] = metric(BlackBox(p, output="probs"), video, [explained(mask.float())])
+    held = [o[0] for o in orders("freeze", range(66), 32)]
+    assert len(held) == 32
+    assert found.facts["survives:static"] == pytest.approx(np.mean([t % 2 == 0 for t in held]))
+    assert found.forwards == 1 + 1 + 32 + 4 + 1 + 32 + 2  # windows from frames 0, 2, ... 62
+
+
+def test_a_fill_is_made_once_for_a_clip():
+    made: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted:
+        def over(self, pixels: Tensor):
+            made.append(1)
+            return Mean().over(pixels)
+
+    mask = moving(range(8))
+    f = Rises(mask.any(dim=0))
+    metric = Split(fill=Counted())
+    [found] = metric(f, ramp(mask), [explained(mask.float())], Truth(mask))
+    assert len(made) == 1
+    [same] = Split()(f, ramp(mask), [explained(mask.float())], Truth(mask))
+    assert (found.value, found.anchors) == (same.value, same.anchors)
+    once = Once(Counted())
+    a, b = clip(SIZE, 1).pixels, clip(SIZE, 2).pixels
+    nothing = torch.zeros(1, *SIZE)
+    for pixels in (a, b, b):
+        assert torch.equal(once.over(pixels)(nothing), Mean().over(pixels)(nothing))
+    assert len(made) == 3
+
+
+def test_rounding_makes_no_tube():
+    video, f = clip((16, 16, 16)), Box((16, 16, 16), scale=4)
+    target = int(f(video.pixels[None]).argmax())
+    for metric in (Split(), TemporalEdit(), BandShare()):
+        why = replace(flat(), target=Prob(target))
+        [found] = metric(f, video, [why], None, Run(precision="fp32"))
+        assert np.isnan(found.value)
+        assert "no tube" in found.notes[0]
+    why = replace(standing(), target=Prob(target))
+    for metric in (Split(), TemporalEdit()):
+        [found] = metric(f, video, [why], None, Run(precision="fp32"))
+        assert found.value == found.anchors["time_mean"]
+
+
+def test_a_truth_of_the_whole_clip_is_no_oracle():
+    mask = moving(range(8))
+    f = Rises(mask.any(dim=0))
+    everything = Truth(torch.ones(SIZE, dtype=torch.bool))
+    [found] = Split(volume=0.05)(f, ramp(mask), [explained(mask.float())], everything)
+    assert "oracle" not in found.anchors
+    assert found.normalised is None
 
 
 def test_a_blurred_object_still_moves_so_blur_is_no_baseline_for_time():
@@ -228,7 +314,8 @@ def test_equals_the_slow_formulas():
         found = []
         for kind in ("freeze", "shuffle", "reverse"):
             versions = []
-            for order in orders(kind, frames, 3, 7):
+            every = kind == "freeze" and len(frames) == 8  # of the whole clip each frame is held
+            for order in orders(kind, frames, 8 if every else 3, 7):
                 y = x.clone()
                 for t, source in zip(frames, order, strict=True):
                     y[:, t, hull] = x[:, source, hull]
@@ -278,7 +365,7 @@ def test_forwards_are_shared():
     run = Run(batch=1000)
     whys = [explained(mask.float()), explained(noise), explained(noise, Prob(0))]
     plain = Split(anchors=False, inside=False, n=3)(f, video, whys, run=run)
-    common = 2 + 3 + 3 + 1 + 3  # baselines, held, shuffled, reversed, windows from frames 0, 2 and 4
+    common = 2 + 8 + 3 + 1 + 3  # baselines, held, shuffled, reversed, windows from frames 0, 2 and 4
     assert f.batches == [1, common + 2 * 2]
     assert sum(s.forwards for s in plain) == 1 + common + 4
     f.batches.clear()
@@ -328,13 +415,13 @@ def test_windows_start_every_half_and_end_at_the_end():
 
 
 def test_directions_are_order_and_shapes_are_what():
-    """On the bundled network: mean over 12 clips of each task."""
+    """On the bundled network: mean over 8 clips of each task."""
     model = tl.load_model("bundled")
     found = {}
     for task in ("dir", "key"):
         metric = Split(n=3, window=8, anchors=False, inside=False)
         rows = []
-        for seed in range(12):
+        for seed in range(8):
             planted = generate(seed, task=task)
             why = explained(planted.truth.float(), Prob(planted.label))
             facts = metric(model, planted.clip(), [why], Truth(planted.truth))[0].facts
@@ -370,6 +457,9 @@ def test_the_tube_alone_carries_the_order():
         ({"window": 3}, "4 frames or more, not 3"),
         ({"baselines": "black+man"}, "no fill 'man'"),
         ({"fill": "man"}, "no fill 'man'"),
+        ({"fill": None}, "a fill is one of"),
+        ({"baselines": 3}, "baselines are names of fills"),
+        ({"seed": True}, "a seed is a whole number"),
         ({"n": 0}, "n must be 1 or more"),
         ({"volume": 2.0}, "volume is the share"),
     ],

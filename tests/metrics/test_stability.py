@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any, NamedTuple
 
 import jaxtyping
 import pytest
@@ -16,6 +17,7 @@ from tests.metrics.test_sensitivity import Brightness, Small
 from tests.perturbed import Box, clip
 from tubelens.agreement import agreement
 from tubelens.errors import OptionError
+from tubelens.explanation import Explanation
 from tubelens.fill import Noise
 from tubelens.methods.gradients import Saliency, SmoothGrad
 from tubelens.methods.rise import RISE
@@ -82,6 +84,70 @@ def test_seeds_within_a_method_are_found():
     c = clip((6, 12, 12))
     net = TorchModel(order_one(Small(), c.pixels[None]), pack=lambda x: x)
     assert SeedStability(n=2)(net, c, Selective(base=inner), Logit(0)).value < 0.999
+
+
+def test_seeds_in_tuples_and_lists_are_found():
+    @dataclass(frozen=True)
+    class Several:
+        methods: tuple[Any, ...] = (RISE(seed=3), Saliency(), (SmoothGrad(seed=5),))
+        fills: Any = None
+        pair: Any = None
+
+    several = Several(fills=[Noise(seed=7), "blur"], pair=Pair(1, Noise(seed=9)))
+    assert seeds_of(several) == (3, 5, 7, 9)
+    assert reseeded(several, 2) == Several(
+        (RISE(seed=5), Saliency(), (SmoothGrad(seed=7),)), [Noise(seed=9), "blur"], Pair(1, Noise(seed=11))
+    )
+    assert isinstance(reseeded(several, 2).pair, Pair)
+
+
+class Pair(NamedTuple):
+    """Made of its fields, not of one sequence."""
+
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_method_that_does_not_show_its_options_is_run_twice(within: bool):
+    """By itself, or within one that does."""
+    generator = torch.Generator().manual_seed(0)
+
+    class Draws:
+        needs = "scorer"
+        explains = Prob
+
+        def __init__(self, random: bool) -> None:
+            self.random, self.runs = random, 0
+
+        def __call__(self, model: Any, clip: Any, targets: Any, run: Run = FP32) -> list[Explanation]:
+            self.runs += 1
+            m = torch.rand(SIZE, generator=generator) if self.random else random_map(0)
+            m[0, 0, 0] = 0 if within else torch.nan  # NaN is as good as NaN
+            return [explanation(m) for _ in targets]
+
+    for random in (True, False):
+        inner = Draws(random)
+        method = Selective(base=inner) if within else inner
+        name = type(method).__name__
+        found = SeedStability()(BlackBox(Box(SIZE)), clip(SIZE), method, Prob(1), FP32)
+        assert inner.runs == 2
+        assert found.forwards == 2 * cost(explanation(random_map(0)))
+        if random:
+            assert math.isnan(found.value)
+            assert found.notes == (f"{name} gives another map each time, and has no seed to set",)
+        else:
+            assert found.value == 1
+            assert found.notes == (f"{name} has no seed, and gave the same map twice",)
+
+
+def test_a_time_limit_does_not_cut_the_maps():
+    method = RISE(n=60, cells=(2, 2, 2))
+    limited = replace(FP32, seconds=1e-9)
+    whole = SeedStability(n=2)(Box(SIZE), clip(SIZE), method, Prob(1), FP32)
+    found = SeedStability(n=2)(Box(SIZE), clip(SIZE), method, Prob(1), limited)
+    assert found.forwards == whole.forwards == 2 * 61
+    assert found.value == pytest.approx(whole.value, abs=1e-4)
 
 
 def test_flat_maps_have_no_ranks():

@@ -16,6 +16,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 import tubelens as tl
+from tests.metrics.maps import between_anchors, standing
 from tests.perturbed import Box, clip
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
@@ -112,6 +113,19 @@ def test_shifted_tubes_keep_their_shape():
     assert tube.key == Tube(moving()).key != Tube(moving(), 1).key
 
 
+def test_a_tube_elsewhere_is_never_where_it_is():
+    """What lasts as long as the clip comes back to itself where it is moved in time alone."""
+    slab, always = torch.zeros(2, *SIZE, dtype=torch.bool).unbind()
+    slab[3:5], always[:, 2:5, 3:6] = True, True
+    for mask in (slab, always):
+        tubes = Tube(mask).elsewhere(400, seed=0)
+        assert len(tubes) == 400
+        assert not any(torch.equal(t.voxels, mask) for t in tubes)
+    everywhere = Tube(torch.ones(SIZE, dtype=torch.bool))
+    assert everywhere.elsewhere(3, seed=0) == []  # there is no other place
+    assert Tube(torch.ones(1, 1, 1, dtype=torch.bool)).elsewhere(1, seed=0) == []
+
+
 def test_the_top_voxels():
     saliency = torch.randn(SIZE, generator=torch.Generator().manual_seed(0))
     found = top_voxels(saliency, 0.1)
@@ -163,12 +177,16 @@ def test_orders():
     for kind in KINDS:
         assert orders(kind, [7], 3) == [[7]]
         assert all(o == [] for o in orders(kind, [], 3))
-    assert orders("shuffle", [3, 8], 5) == [[8, 3]] * 5  # the only one that changes anything
+    assert orders("shuffle", [3, 8], 5) == [[8, 3]]  # the only one that changes anything
+    few = orders("shuffle", [3, 8, 9], 5)
+    assert sorted(few) == sorted(map(list, itertools.permutations([3, 8, 9])))[1:]
+    assert len({tuple(o) for o in orders("shuffle", range(4), 20)}) == 20
 
 
 def test_shuffles_are_uniform_over_the_permutations_that_change_something():
     counts: dict[tuple[int, ...], int] = {}
-    for order in orders("shuffle", range(3), 5000):
+    for seed in range(5000):
+        [order] = orders("shuffle", range(3), 1, seed)
         counts[tuple(order)] = counts.get(tuple(order), 0) + 1
     assert set(counts) == set(itertools.permutations(range(3))) - {(0, 1, 2)}
     assert stats.chisquare(list(counts.values())).pvalue > 1e-3
@@ -305,8 +323,9 @@ def test_equals_the_slow_formula_with_its_anchors():
             "oracle": drop(truth.mask),
         }
         assert score.anchors == pytest.approx(expected, abs=1e-5)
-        spread = expected["oracle"] - expected["random"]
-        assert score.normalised == pytest.approx((score.value - expected["random"]) / spread, abs=1e-3)
+        wanted = between_anchors(score)
+        assert score.normalised == (None if wanted is None else pytest.approx(wanted, abs=1e-6))
+        assert (wanted is None) == any("no normalised score" in note for note in score.notes)
 
 
 def test_one_queue_and_what_is_shared():
@@ -420,6 +439,7 @@ def test_planted_directions_turn_with_the_tube_and_shapes_do_not():
         ({"dilate": -1}, "dilate must be 0 or more"),
         ({"n": 0}, "n must be 1 or more"),
         ({"randoms": 0}, "randoms must be 1 or more"),
+        ({"seed": 99999999999999999999999}, "a seed is a whole number"),
     ],
 )
 def test_bad_options(options, said, monkeypatch: pytest.MonkeyPatch):
@@ -538,6 +558,29 @@ def test_the_map_that_knows_when_wins():
     truth[3:5, 1:3, 1:3] = True
     [oracle] = Windows()(f, video, whys[:1], Truth(truth))
     assert oracle.normalised == pytest.approx(good.value / oracle.anchors["oracle"])
+
+
+def test_windows_are_normalised_only_where_the_truth_finds_them():
+    """The same score, beside a truth that knows when and one that is wrong about it."""
+    f, video = shown((2, 3, 4, 5))
+    frames = (1, 2, 3, 4, 5, 6)
+    right, wrong = (torch.zeros(12, 4, 4, dtype=torch.bool) for _ in range(2))
+    right[2:6], wrong[8:] = True, True
+    why = profiled(frames)
+    [good] = Windows()(f, video, [why], Truth(right))
+    [bad] = Windows()(f, video, [why], Truth(wrong))
+    assert good.normalised == pytest.approx(good.value / good.anchors["oracle"])
+    assert bad.value == good.value > 0 > bad.anchors["oracle"]
+    assert bad.normalised is None
+    assert "no normalised score" in bad.notes[-1]
+
+
+def test_a_map_that_stands_still_has_no_windows():
+    size = (16, 16, 16)
+    for seed in range(5):
+        [found] = Windows()(Box(size, scale=3), clip(size), [replace(standing(seed), target=Prob(2))])
+        assert np.isnan(found.value)
+        assert "the map is the same in all frames" in found.notes[0]
 
 
 def test_where_no_window_matters():

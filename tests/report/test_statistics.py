@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from tubelens.evaluate.report import statistics
-from tubelens.evaluate.report.compare import mcnemar
+from tubelens.evaluate.report.flips import mcnemar
 from tubelens.evaluate.report.statistics import bootstrap, holm, nemenyi, ranked, ranking, wilcoxon
 
 

@@ -12,10 +12,11 @@ import pytest
 from scipy import stats
 
 from tests.report.made import make, usual
+from tubelens.evaluate.report.cautions import losses, told
 from tubelens.evaluate.report.figures import styles
 from tubelens.evaluate.report.panels import Panel
 from tubelens.evaluate.report.read import read
-from tubelens.evaluate.report.scores import losses, rankings, scores
+from tubelens.evaluate.report.scores import rankings, scores
 from tubelens.evaluate.report.sections import accuracy_table, class_table, section
 from tubelens.evaluate.report.tables import Column, Table, number, shown, to_csv, to_latex
 from tubelens.store.cells import Failure
@@ -101,7 +102,7 @@ def test_a_metric_of_which_neither_way_is_better_has_no_best(tmp_path: Path) -> 
         assert not any(s.best or s.loses for s in found)
         assert all(np.isnan(s.holm) for s in found)
         assert lost == []
-        assert rankings([panel]) == []
+        assert rankings([panel]) is None
 
 
 def test_anchors_are_lines_and_a_loss_is_told(tmp_path: Path) -> None:
@@ -123,11 +124,12 @@ def test_anchors_are_lines_and_a_loss_is_told(tmp_path: Path) -> None:
             "the truth",
         ]
         assert next(s for s in lines if s.method == "random order").mean == pytest.approx(0.4)
-        told = {(loss.method, loss.anchor) for loss in lost}
+        shown = {(loss.method, loss.anchor) for loss in lost if loss.shown}
         # sidu: about .3 at insertion and .7 at deletion
-        assert told >= {("sidu", "random order"), ("sidu", "time-mean")}
-        assert not any(anchor == "the truth" for _, anchor in told)
-        assert ("rise", "time-mean") not in told
+        blind = {("gradcam", "random order")} if metric == "deletion" else set()
+        assert shown == {("sidu", "random order"), ("sidu", "time-mean")} | blind
+        assert not any(loss.anchor == "the truth" for loss in lost)
+        assert ("rise", "time-mean") not in {(loss.method, loss.anchor) for loss in lost}
         loss = next(x for x in lost if (x.method, x.anchor) == ("sidu", "random order"))
         row = panel.values[2]
         behind = row < 0.4 if metric == "insertion" else row > 0.4
@@ -135,18 +137,23 @@ def test_anchors_are_lines_and_a_loss_is_told(tmp_path: Path) -> None:
         assert loss.mean == pytest.approx(row.mean())
         assert loss.p == pytest.approx(stats.wilcoxon(row - 0.4).pvalue)
         own = next(x for x in lost if (x.method, x.anchor) == ("sidu", "time-mean"))
+        assert own.holm == pytest.approx(max(2 * min(loss.p, own.p), own.p))
+        assert "its own time-mean" in str(own)
         assert own.other == pytest.approx(panel.anchors["time_mean"][2].mean())
         assert f"sidu loses to random order at {panel.metric.title}" in str(loss)
         assert next(s for s in lines if s.method == "sidu").loses == ("random order", "time-mean")
 
 
-def test_an_equal_value_is_no_loss(tmp_path: Path) -> None:
+def test_an_equal_value_is_not_shown_to_lose(tmp_path: Path) -> None:
     run = make(
         tmp_path / "run",
         lambda *cell: 0.4,
         anchors=lambda clip, method, metric: {"random": 0.4},
     )
-    assert all(losses(panel) == [] for panel in panels_of(run).values())
+    for panel in panels_of(run).values():
+        assert [loss.shown for loss in losses(panel)] == [False] * 3
+        assert len(told(losses(panel))) == 3
+        assert "is not shown to beat random order" in told(losses(panel))[0]
 
 
 def test_ranks_take_a_clip_once_and_only_where_every_method_has_it(tmp_path: Path) -> None:
@@ -159,14 +166,17 @@ def test_ranks_take_a_clip_once_and_only_where_every_method_has_it(tmp_path: Pat
     run = make(tmp_path / "run", value, clips=9, models=models)
     with read(run) as results:
         panels = results.of_metric()["insertion"]
-        ((methods, found),) = rankings(panels)
+        ranked = rankings(panels)
+    assert ranked is not None
+    found = ranked.found
     assert found.n == 9
-    a, b = panels
-    means = (a.values + b.values) / 2
-    means[:, 2] = a.values[:, 2]  # model b has not every method there
+    a, b = (stats.rankdata(-panel.values, axis=0) for panel in panels)
+    means = (a + b) / 2
+    means[:, 2] = a[:, 2]  # model b has not every method there
     theirs = stats.friedmanchisquare(*means)
     assert found.chi2 == pytest.approx(theirs.statistic)
-    assert methods == ("gradcam", "rise", "sidu")
+    np.testing.assert_allclose(found.ranks, means.mean(axis=1))
+    assert (ranked.methods, ranked.models, ranked.dropped) == (("gradcam", "rise", "sidu"), ("a", "b"), ())
 
 
 def test_classes_and_accuracy(tmp_path: Path) -> None:
@@ -258,7 +268,9 @@ def test_csv_reads_back_in_full_precision_and_holds_no_formula() -> None:
     assert [row["method"] for row in rows] == ["a_b\\c{d}", "'=1+1", 'x,"y"']
     assert float(rows[1]["mean"]) == 1234.5678
     assert rows[1]["std"] == rows[1]["low"] == rows[2]["mean"] == ""
-    assert [row["anchor"] for row in rows] == ["", "", "1"]
+    assert [row["anchor"] for row in rows] == ["0", "0", "1"]
+    assert [row["best"] for row in rows] == ["mean", "", ""]
+    assert [row["marks"] for row in rows] == ["", "", "mean †"]
 
 
 def test_latex_is_escaped_and_has_the_rules_of_booktabs() -> None:

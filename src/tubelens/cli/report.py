@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -12,7 +13,7 @@ from tubelens.cli.show import note, print_json, print_table, progress
 from tubelens.errors import OptionError
 from tubelens.evaluate.report import compare_runs, write_report
 from tubelens.evaluate.report.presets import PRESETS
-from tubelens.evaluate.report.tables import Table, is_bold, marks, shown
+from tubelens.evaluate.report.tables import Table, is_bold, marks, shown, slim
 
 WARNINGS = 5
 """So many warnings are printed; all of them are in the page."""
@@ -37,6 +38,8 @@ class Report:
     """Folder to make; RUN/report if not given."""
     preset: str | None = None
     """Tables in the layout of a paper, first in the page: icpr2022."""
+    data: str | None = None
+    """Folder where videos are looked for, by name, that are not where they were."""
     thumbnails: int = 4
     """How many of the best and of the worst clips are shown of each model and spectrum; 0: none."""
     seed: int = 0
@@ -53,12 +56,15 @@ class Report:
         for option, value in (("--thumbnails", self.thumbnails), ("--seed", self.seed)):
             if value < 0:
                 raise OptionError(f"{option} must be at least 0, not {value}")
+        if self.data is not None and not Path(self.data).is_dir():
+            raise OptionError(f"--data {self.data}: no such folder")
         with progress("report") as tick:
             made = write_report(
                 self.run_folder,
                 self.out,
                 layout=self.preset,
                 thumbnails=self.thumbnails,
+                data=self.data,
                 seed=self.seed,
                 progress=tick,
             )
@@ -135,7 +141,8 @@ class Compare:
 
 
 def show(table: Table) -> None:
-    """Print a table; of a long one its first lines."""
+    """Print a table; of a long one its first lines. What is the same in all stands in the title."""
+    table = slim(table)
     named = [title for level in table.above for title, n in level for _ in range(n)]
     levels = [named[i : i + len(table.columns)] for i in range(0, len(named), len(table.columns))]
     heads = [

@@ -81,12 +81,12 @@ def _small(network: str, task: Task, steps: int, **options: object) -> Settings:
 RECIPES: dict[str, Settings] = {
     BUNDLED: Settings(),
     "order": _small("order", "order", 800, short=0.4, brief=(24, 16), simple=False, faster=1.0),
-    "transient": _small("transient", "transient", 650, short=0.3, brief=(24, 16), empty=0.35),
+    "transient": _small("transient", "transient", 450, short=0.0, empty=0.3, alone=0.4, sparse=0.0),
     "infrared": _small("infrared", "infrared", 400),
     "xor": _small("xor", "xor", 500, short=0.5, alone=0.3, hint=1.0),
     "honest": _small("honest", "shortcut", 400),
     "shortcut": _small("shortcut", "shortcut", 300, informative=0.4),
-    "labels": _small("labels", "transient", 400, by_heart=128, sparse=0.0, decay=0.0),
+    "labels": _small("labels", "transient", 700, by_heart=128, sparse=0.0, decay=0.0),
 }
 """Settings of every network that can be trained, by its name."""
 

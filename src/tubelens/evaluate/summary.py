@@ -34,7 +34,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Line:
-    """Mean score of a method by a metric; NaN where no clip has one."""
+    """Mean score of a method by a metric over `n` clips, seeds averaged; NaN where no clip has one."""
 
     model: str
     method: str
@@ -87,7 +87,7 @@ class Evaluation:
         return sorted(counts.items(), key=lambda pair: -pair[1])
 
     def table(self) -> list[Line]:
-        """Means over all clips and seeds of the run, also of those scored before."""
+        """Means over all clips of the run, those scored before included; seeds are averaged first."""
         with RunStore.read(self.path) as store:
             columns = store.cells()
             models, methods, metrics = (store.names(t) for t in ("models", "methods", "metrics"))
@@ -101,8 +101,8 @@ class Evaluation:
                         & (columns["method"] == method.id)
                     )
                     values = columns["value"][here]
-                    values = values[np.isfinite(values)]
                     if here.any():
+                        values = _by_clip(columns["clip"][here], values)
                         n = len(values)
                         mean = float(values.mean()) if n else float("nan")
                         std = float(values.std(ddof=1)) if n > 1 else float("nan")
@@ -116,3 +116,10 @@ class Evaluation:
         if self.without_truth:
             parts.append(f"{self.without_truth:,} need a truth that is not known")
         return f"{self.path}: {', '.join(parts)}"
+
+
+def _by_clip(clips: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Means of what is a number of each clip; clips without are left out."""
+    known = np.isfinite(values)
+    _, at, counts = np.unique(clips[known], return_inverse=True, return_counts=True)
+    return np.asarray(np.bincount(at, weights=values[known], minlength=len(counts)) / counts)

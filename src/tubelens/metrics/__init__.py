@@ -84,8 +84,11 @@ class Entry:
 
     @property
     def better(self) -> str:
-        """`higher`, `lower`, or `-` where neither is."""
-        up = self.make.higher_is_better  # type: ignore[attr-defined]
+        """`higher`, `lower`, or `-` where neither is: with the default options, where all have one."""
+        try:
+            up = self.make().higher_is_better
+        except TypeError:
+            up = self.make.higher_is_better  # type: ignore[attr-defined]
         return "-" if up is None else "higher" if up else "lower"
 
     @property
@@ -103,7 +106,7 @@ METRICS: dict[str, Entry] = {
     "average_drop": Entry(AverageDrop, "(1 + M) F", "Chattopadhyay et al., WACV 2018"),
     "average_increase": Entry(AverageIncrease, "(1 + M) F", "Chattopadhyay et al., WACV 2018"),
     "average_gain": Entry(AverageGain, "(1 + M) F", "Zhang et al., Opti-CAM, 2024"),
-    "infidelity": Entry(Infidelity, "n F", "Yeh et al., NeurIPS 2019"),
+    "infidelity": Entry(Infidelity, "(1 + n) F", "Yeh et al., NeurIPS 2019"),
     # against known evidence
     "pointing": Entry(PointingGame, "-", "Zhang et al., IJCV 2018; in space, or space and time"),
     "energy": Entry(EnergyInTube, "-", "Wang et al., Score-CAM, CVPRW 2020; relevance mass"),
@@ -116,15 +119,15 @@ METRICS: dict[str, Entry] = {
     "complexity": Entry(Complexity, "-", "entropy: Bhatt et al., IJCAI 2020"),
     "forwards": Entry(Forwards, "-", "what the map cost"),
     # time and bands
-    "split": Entry(Split, "see its page", "what, where, when, order"),
-    "temporal": Entry(TemporalEdit, "see its page", "freeze, shuffle, reverse in or outside the tube"),
-    "windows": Entry(Windows, "see its page", "single frames and windows of frames"),
-    "bands": Entry(BandShare, "M 2^bands F", "Shapley values of the bands in the tube"),
+    "split": Entry(Split, "(31 + 11 M) F at 16 frames", "what, where, when, order"),
+    "temporal": Entry(TemporalEdit, "(1 + n M) F", "freeze, shuffle, reverse in or outside the tube"),
+    "windows": Entry(Windows, "(2 T - n + 2) F at T frames", "single frames and windows of frames"),
+    "bands": Entry(BandShare, "(1 + M (2^bands - 1)) F", "Shapley values of the bands in the tube"),
     # the method
     "max_sensitivity": Entry(MaxSensitivity, "n R", "Yeh et al., NeurIPS 2019"),
     "seed_stability": Entry(SeedStability, "n R", "rank correlation from seed to seed"),
-    "mprt": Entry(ParameterRandomisation, "stages R", "Adebayo et al., NeurIPS 2018"),
-    "emprt": Entry(EfficientRandomisation, "2 R", "Hedstroem et al., 2024"),
+    "mprt": Entry(ParameterRandomisation, "(steps x draws) R", "Adebayo et al., NeurIPS 2018"),
+    "emprt": Entry(EfficientRandomisation, "draws R", "Hedstroem et al., 2024"),
     "label_randomisation": Entry(LabelRandomisation, "1 R", "Adebayo et al., NeurIPS 2018"),
 }
 

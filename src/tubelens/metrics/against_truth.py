@@ -16,7 +16,7 @@ from torch import Tensor
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
-from tubelens.metrics.anchors import ORACLE, RANDOM, anchor_maps, warnings_for
+from tubelens.metrics.anchors import RANDOM, anchor_maps, between, settled, warnings_for
 from tubelens.metrics.localisation import (
     average_precision,
     average_precision_by_chance,
@@ -28,7 +28,7 @@ from tubelens.metrics.localisation import (
     temporal_iou,
     tube_iou,
 )
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.protocol import Score
 from tubelens.truth import Truth
 
 Saliency = Float[Tensor, "T H W"]
@@ -212,28 +212,27 @@ def _score(
         better: whether more is better.
         mass: whether negative values count as nothing.
     """
-    saliency, evidence = explanation.saliency.cpu(), truth.mask.cpu()
+    saliency, evidence = settled(explanation.saliency.cpu()), truth.mask.cpu()
     maps = anchor_maps(saliency, clip, truth)
     looked_for = evidence if mask is None else mask.cpu()
     if not bool(looked_for.any()):
         return Score(float("nan"), better, notes=(missing,))
     value = measure(saliency, looked_for)
     flat = torch.ones_like(saliency)
-    anchors = {name: measure(m, looked_for) for name, m in maps.items() if name != RANDOM}
+    anchors = {name: measure(settled(m), looked_for) for name, m in maps.items() if name != RANDOM}
     anchors = {RANDOM: (by_chance or measure)(flat, looked_for)} | anchors
-    if not bool(evidence.any()):
-        del anchors[ORACLE]  # an empty map would be no oracle
     told = {name: round(other, 9) for name, other in anchors.items()}  # interpolation rounds
     notes = warnings_for(round(value, 9), told, better)
+    scale, said = between(value, anchors, better)
     if mass and not bool((saliency > 0).any()):
         notes = ("nothing in the map is positive", *notes)
     return Score(
         value,
         better,
         anchors,
-        normalised(value, anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+        scale,
         facts={f"event_{i}": measure(saliency, event.cpu()) for i, event in enumerate(events, 1)},
-        notes=notes,
+        notes=notes + said,
     )
 
 

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelens.agreement import EQUAL
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
+from tubelens.metrics.protocol import normalised
 from tubelens.truth import Truth
 
 Saliency = Float[Tensor, "T H W"]
@@ -26,6 +28,7 @@ RIVALS = {
     TIME_MEAN: "its own mean over time",
 }
 """Anchors that a map should beat, as they are called in notes; the oracle is no rival."""
+NO_SCALE = "the truth is no better than a random order here: no normalised score"
 
 
 def anchor_maps(
@@ -36,7 +39,7 @@ def anchor_maps(
     Args:
         saliency: the map; NaN where no crop looked.
         clip: without it there is no `difference`.
-        truth: without it there is no `oracle`.
+        truth: without it there is no `oracle`, nor where it is empty or the whole clip: that orders nothing.
         seed: of the random order.
 
     Raises:
@@ -56,8 +59,38 @@ def common_maps(
         maps[DIFFERENCE] = frame_difference(clip.pixels.cpu())
     if truth is not None:
         _check(_size(truth.mask), size, "truth")
-        maps[ORACLE] = truth.mask.float().cpu()
+        if bool(truth.mask.any()) and not bool(truth.mask.all()):
+            maps[ORACLE] = truth.mask.float().cpu()
     return maps
+
+
+def settled(saliency: Saliency) -> Saliency:
+    """The map in multiples of a 100,000th of its largest absolute value, so that equal values are equal.
+
+    Interpolation rounds: a coarse map that is flat, or stands still, is so only to some 1e-7 once it has the
+    size of its clip, and to rank by the rest would be an order as arbitrary as that of storage. A place whose
+    values agree to one such step through all frames has their mean in each, so that none of them falls on the
+    other side of a step. NaN and infinity stay.
+    """
+    values = saliency.double()
+    seen = values.isfinite()
+    unit = EQUAL * float(values.where(seen, 0.0).abs().max())
+    if unit == 0:
+        return saliency
+    low, high = values.where(seen, torch.inf).amin(dim=0), values.where(seen, -torch.inf).amax(dim=0)
+    mean = values.where(seen, 0.0).sum(dim=0) / seen.sum(dim=0).clamp_min(1)
+    values = torch.where(high - low <= unit, mean, values)
+    return torch.where(seen, (values / unit).round() * unit, saliency.double()).to(saliency.dtype)
+
+
+def between(
+    value: float, anchors: Mapping[str, float], higher_is_better: bool | None
+) -> tuple[float | None, tuple[str, ...]]:
+    """The value normalised between a random order and the truth, and a note where the truth does not win."""
+    if ORACLE not in anchors or higher_is_better is None or value != value:
+        return None, ()
+    found = normalised(value, anchors[RANDOM], anchors[ORACLE], higher_is_better)
+    return found, (NO_SCALE,) if found is None else ()
 
 
 def warnings_for(

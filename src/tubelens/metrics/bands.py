@@ -17,21 +17,20 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
-from tubelens.metrics.anchors import ORACLE, RANDOM
+from tubelens.metrics.anchors import ORACLE, RANDOM, between
 from tubelens.metrics.edits import (
     EMPTY,
     ScoreOf,
     Tube,
     answers,
-    checked,
     distinct,
     lost_to,
     map_of,
-    one_of,
     top_voxels,
     volume_of,
 )
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.options import checked, one_of
+from tubelens.metrics.protocol import Score
 from tubelens.running import RUN, Run
 from tubelens.truth import Truth
 from tubelens.variants import Batch, Make
@@ -39,7 +38,7 @@ from tubelens.variants import Batch, Make
 MOST = 6
 """Players: 64 versions of a clip."""
 LEAST = 0.01
-"""Loss of the score below which shares of it mean nothing."""
+"""Loss below which shares of it mean nothing; where the score rises, the bands speak against the class."""
 
 
 # ── the game ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +144,9 @@ class BandShare:
 
     def __post_init__(self) -> None:
         one_of(where=(self.where, Literal["tube", "clip"]), score=(self.score, ScoreOf))
-        checked(self.volume, self.dilate)
+        checked(self.volume, self.dilate, self.seed)
+        if not isinstance(self.groups, str):
+            raise OptionError(f"groups are names of bands, as in RGB|IR, not {self.groups!r}")
         fill(self.fill)
 
     def __call__(
@@ -167,7 +168,8 @@ class BandShare:
         tubes = [self._region(explanation, clip, truth) for explanation in explanations]
         regions = {tube.key: tube for tube in tubes if tube.frames}
         oracle = None
-        if self.anchors and self.where == "tube" and truth is not None and truth.bands and regions:
+        known = truth is not None and bool(truth.bands) and bool(truth.mask.any())
+        if self.anchors and self.where == "tube" and truth is not None and known and regions:
             oracle = Tube(truth.mask.cpu(), self.dilate)
             regions[oracle.key] = oracle
         masks = [tube.mask for tube in regions.values()]
@@ -209,8 +211,8 @@ class BandShare:
     ) -> Score:
         loss = float(game[-1] - game[0])
         facts = {"intact": float(game[-1]), "loss": loss}
-        if not abs(loss) >= LEAST:
-            note = f"filling all bands changes the score by {loss:+.4f}: there is nothing to share"
+        if not loss >= LEAST:
+            note = f"filling all bands changes the score by {0 - loss:+.4f}: there is no evidence to share"
             return Score(float("nan"), None, facts=facts, notes=(note,))
         names = list(players)
         values, pairs = shapley(game) / loss, interactions(game) / loss
@@ -225,15 +227,16 @@ class BandShare:
             return Score(float(values.max()), None, facts=facts)
         value = float(values[carry].sum())
         anchors = {RANDOM: len(carry) / len(names)}
-        if best is not None and abs(best[-1] - best[0]) >= LEAST:
+        if best is not None and best[-1] - best[0] >= LEAST:
             anchors[ORACLE] = float((shapley(best) / (best[-1] - best[0]))[carry].sum())
+        scale, said = between(value, anchors, True)
         return Score(
             value,
             True,
             anchors,
-            normalised(value, anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+            scale,
             facts=facts,
-            notes=lost_to(value, anchors, True, {RANDOM: "bands drawn by lot"}),
+            notes=lost_to(value, anchors, True, {RANDOM: "bands drawn by lot"}) + said,
         )
 
 

@@ -21,16 +21,18 @@ from tubelens.explanation import Explanation
 from tubelens.fill import Black, Fill, fill
 from tubelens.masks import Triple
 from tubelens.metrics.anchors import (
-    ORACLE,
     RANDOM,
     TIME_MEAN,
     Saliency,
+    between,
     common_maps,
+    settled,
     time_mean,
     warnings_for,
 )
 from tubelens.metrics.icpr2022 import Scaled, published_order
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.options import check_seed
+from tubelens.metrics.protocol import Score
 from tubelens.metrics.removal import (
     Curves,
     Mode,
@@ -221,7 +223,7 @@ def _scores(
     """Of metrics that share a queue."""
     first, count = metrics[0], len(explanations)
     common = common_maps(clip.size, clip, truth, first.seed) if first.anchors else {}
-    still = [time_mean(m) for m in maps] if first.anchors else []
+    still = [time_mean(settled(m)) for m in maps] if first.anchors else []
     order = _order(first, [*maps, *still, *common.values()], model, clip)
     plans: list[Plan] = []
     targets: list[Target] = []
@@ -245,6 +247,7 @@ def _scores(
                 anchors = {name: float(areas[target, 2 * count + k]) for k, name in enumerate(common)}
                 anchors[TIME_MEAN] = float(areas[target, count + j])
             value, points = float(areas[target, j]), values[target, j].tolist()
+            scaled, said = between(value, anchors, metric.higher_is_better)
             facts = {
                 "intact": float(drawn.intact[target]),
                 "start": points[0],
@@ -258,14 +261,12 @@ def _scores(
                     value=value,
                     higher_is_better=metric.higher_is_better,
                     anchors=anchors,
-                    normalised=normalised(value, anchors[RANDOM], anchors[ORACLE])
-                    if ORACLE in anchors
-                    else None,
+                    normalised=scaled,
                     curve=(tuple(drawn.places.tolist()), tuple(points)),
                     anchor_curves=drawn_beside,
                     forwards=share,
                     facts=facts,
-                    notes=(*drawn.notes, *_notes(metric, value, anchors, points, maps[j])),
+                    notes=(*drawn.notes, *_notes(metric, value, anchors, points, maps[j]), *said),
                 )
             )
         scores.append(row)
@@ -314,6 +315,7 @@ def _notes(
 
 def _check_options(metric: Metric) -> None:
     check_steps(metric.steps, metric.cell)
+    check_seed(metric.seed)
     fill(metric.fill)
     if metric.score not in ("prob", "logit"):
         raise OptionError(f"score is 'prob' or 'logit', not {metric.score!r}")

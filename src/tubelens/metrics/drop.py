@@ -10,13 +10,15 @@ Here as shares of one (published in percent) and of one clip; the published figu
 
 They ask whether what the map shows suffices, and not how little it shows: a map that is bright nearly
 everywhere drops nothing. Therefore the anchors have the map's own values, in another order: they dim the clip
-as much as the map does, in other places. The fact `kept` is the mean heat.
+as much as the map does, in other places. So they differ from map to map, and nothing is normalised by them.
+The fact `kept` is the mean heat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -24,11 +26,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tubelens.clip import Clip
-from tubelens.explanation import Explanation
+from tubelens.explanation import Explanation, scaled
 from tubelens.fill import Fill, fill
 from tubelens.masks import Triple, ranking
-from tubelens.metrics.anchors import ORACLE, RANDOM, TIME_MEAN, common_maps, time_mean, warnings_for
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.anchors import TIME_MEAN, common_maps, settled, time_mean, warnings_for
+from tubelens.metrics.options import check_seed
+from tubelens.metrics.protocol import Score
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_masked
@@ -62,8 +65,21 @@ def relaid(
 
     Voxels that are equal in `order` take their places by a seeded permutation; NaN there is least.
     """
-    rank = ranking(order.nan_to_num(nan=-torch.inf), seed)
+    rank = ranking(settled(order).nan_to_num(nan=-torch.inf), seed)
     return values.flatten().sort(descending=True).values[rank.flatten()].view_as(values)
+
+
+def shown(explanation: Explanation) -> Float[Tensor, "T H W"]:
+    """The heat by which a clip is dimmed: dark where no crop looked, and throughout where the map is flat.
+
+    Of the rounded map (see `tubelens.metrics.anchors.settled`): what interpolation leaves of a flat map would
+    otherwise be stretched to heat.
+    """
+    saliency = settled(explanation.saliency)
+    seen = saliency[saliency.isfinite()]
+    if not len(seen) or (explanation.scale == "range" and bool(seen.min() == seen.max())):
+        return torch.zeros_like(saliency)
+    return scaled(saliency, *explanation.limits).nan_to_num(nan=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +114,8 @@ class Formula(Protocol):
 class AverageDrop:
     """The share of the score that is lost when the clip is seen through the map; lower is better.
 
-    Of the probability of the target's class, whatever the target, since a logit has no zero to be a share of;
-    a `Contrast` stays itself.
+    Of the probability of the target's class, whatever the target, since a logit has no zero to be a share of.
+    NaN for a `Contrast`, which has none either.
 
     Attributes:
         fill: what shows where the map is dark: a name in `tubelens.fill.FILLS`, or a fill.
@@ -116,6 +132,7 @@ class AverageDrop:
     anchors: bool = True
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         fill(self.fill)
 
     def __call__(
@@ -134,7 +151,7 @@ class AverageDrop:
 class AverageIncrease:
     """Whether the score rises when the clip is seen through the map: 1 or 0, higher is better.
 
-    Options as those of `AverageDrop`.
+    Options as those of `AverageDrop`; a `Contrast` stays itself, since it can rise.
     """
 
     kind: ClassVar[Literal["curve"]] = "curve"
@@ -146,6 +163,7 @@ class AverageIncrease:
     anchors: bool = True
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         fill(self.fill)
 
     def __call__(
@@ -164,7 +182,7 @@ class AverageIncrease:
 class AverageGain:
     """By what share of the way to 1 the score rises when the clip is seen through the map; higher is better.
 
-    Options as those of `AverageDrop`.
+    Options as those of `AverageDrop`; NaN for a `Contrast`, which is not on a way to 1.
     """
 
     kind: ClassVar[Literal["curve"]] = "curve"
@@ -176,6 +194,7 @@ class AverageGain:
     anchors: bool = True
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         fill(self.fill)
 
     def __call__(
@@ -204,7 +223,8 @@ def together(
 ) -> list[list[Score]]:
     """Scores of several explanations of one clip by several metrics.
 
-    Metrics of the same options share `1 + M` forwards for M maps, anchors being maps as well.
+    Metrics of the same options share `1 + M` forwards for M maps, anchors being maps as well; those that are
+    equal are one.
 
     Returns:
         For each metric one score an explanation. Facts: the score of the `intact` and of the `dimmed` clip,
@@ -243,43 +263,53 @@ def _scores(
     """Of metrics that share their forwards."""
     first = metrics[0]
     common = common_maps(clip.size, clip, truth, first.seed) if first.anchors else {}
-    maps: list[Tensor] = []
+    masks: dict[bytes, Tensor] = {}  # equal ones once
+    numbers: list[list[int]] = []  # of each explanation: its own mask, then those of its anchors
     names: list[list[str]] = []
+    heats: list[Tensor] = []
     for e in explanations:
-        heat = e.heat.nan_to_num(nan=0.0)  # where no crop looked nothing is shown
-        others = common | {TIME_MEAN: time_mean(e.saliency)} if first.anchors else {}
-        maps += [heat, *(relaid(heat, order, first.seed) for order in others.values())]
+        heat = shown(e).cpu()
+        others = common | {TIME_MEAN: time_mean(settled(e.saliency.cpu()))} if first.anchors else {}
+        keys = []
+        for mask in (heat, *(relaid(heat, order, first.seed) for order in others.values())):
+            keys.append(blake2b(mask.numpy().tobytes()).digest())
+            masks.setdefault(keys[-1], mask)
+        numbers.append([list(masks).index(key) for key in keys])
+        heats.append(heat)
         names.append(list(others))
     targets = [explained(e.target) for e in explanations]
     run = replace(run, seconds=None)
-    scored = score_masked(model, clip, Given(torch.stack(maps)), fill(first.fill), targets, run)
+    given = Given(torch.stack(list(masks.values())))
+    scored = score_masked(model, clip, given, fill(first.fill), targets, run)
     dimmed = torch.cat([part.values.double().cpu() for part in scored], dim=1)
     intact = scored.intact.double().cpu()
     share = scored.forwards / (len(metrics) * len(explanations))
     rows: list[list[Score]] = []
     for metric in metrics:
-        row, at = [], 0
+        row = []
         for j, called in enumerate(names):
-            left = dimmed[j, at : at + 1 + len(called)]
-            values: list[float] = FORMULAS[type(metric)](intact[j], left).tolist()
+            left = dimmed[j, numbers[j]]
+            found = FORMULAS[type(metric)](intact[j], left)
+            contrast = len(targets[j].classes) > 1 and not isinstance(metric, AverageIncrease)
+            values: list[float] = (found * torch.nan if contrast else found).tolist()
             anchors = dict(zip(called, values[1:], strict=True))
             notes = scored.notes + warnings_for(values[0], anchors, metric.higher_is_better)
-            if values[0] != values[0]:
+            if contrast:
+                notes += ("a contrast is no probability that a share can be taken of",)
+            elif values[0] != values[0]:
                 notes += (
                     f"the target's value, {float(intact[j]):.3g}, is none that a share can be taken of",
                 )
-            facts = {"intact": float(intact[j]), "dimmed": float(left[0]), "kept": float(maps[at].mean())}
+            facts = {"intact": float(intact[j]), "dimmed": float(left[0]), "kept": float(heats[j].mean())}
             row.append(
                 Score(
                     values[0],
                     metric.higher_is_better,
                     anchors,
-                    normalised(values[0], anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
                     forwards=share,
                     facts=facts,
                     notes=notes,
                 )
             )
-            at += 1 + len(called)
         rows.append(row)
     return rows

@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal, get_args
+from math import factorial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +33,7 @@ from tubelens.metrics.anchors import (
     RANDOM,
     TIME_MEAN,
     frame_difference,
+    settled,
     time_mean,
 )
 from tubelens.model import Scorer
@@ -47,6 +49,7 @@ Version = Callable[[Tensor], Tensor]
 Edit = Literal["freeze", "shuffle", "reverse"]
 Where = Literal["inside", "outside", "whole"]
 ScoreOf = Literal["prob", "logit"]
+DRAWS = 20
 VOLUME = 0.05
 """Share of the voxels in a tube where neither the user nor the truth says how many."""
 RIVALS = {
@@ -118,11 +121,22 @@ class Tube:
         return self.shifted((0, round((h - 1) / 2 - y), round((w - 1) / 2 - x)))
 
     def elsewhere(self, n: int, seed: int) -> list[Tube]:
-        """The same shape at `n` random places and times, never where it is."""
+        """The same shape at `n` random places and times, never where it is.
+
+        A shape that is as long as the clip comes back to itself where it is moved in time alone, so places
+        are drawn anew; where 20 draws find no other place, there is one tube less.
+        """
         t, h, w = self.voxels.shape
         generator = torch.Generator().manual_seed(seed)
-        places = torch.randint(1, t * h * w, (n,), generator=generator).tolist()
-        return [self.shifted((p // (h * w), p // w % h, p % w)) for p in places]
+        found = []
+        for _ in range(n):
+            for _ in range(DRAWS):
+                p = int(torch.randint(1, max(2, t * h * w), (), generator=generator))
+                moved = self.shifted((p // (h * w), p // w % h, p % w))
+                if not torch.equal(moved.voxels, self.voxels):
+                    found.append(moved)
+                    break
+        return found
 
 
 def widened(mask: Bool[Tensor, "n H W"], by: int) -> Bool[Tensor, "n H W"]:
@@ -135,18 +149,18 @@ def widened(mask: Bool[Tensor, "n H W"], by: int) -> Bool[Tensor, "n H W"]:
 def top_voxels(saliency: Float[Tensor, "T H W"], volume: float, seed: int = 0) -> Bool[Tensor, "T H W"]:
     """The most salient share of the voxels: `round(volume T H W)` of them, at least one.
 
-    Equal values are taken in the order of a seeded permutation. Voxels at the map's lowest value (to a
-    millionth of its range) are never taken, nor those that no crop saw (NaN): a map of zeros and one bright
-    spot is a tube of that spot, not of that spot and random places. So a flat map has none.
+    Values are rounded before (see `tubelens.metrics.anchors.settled`); equal ones are taken in the order of a
+    seeded permutation. Voxels at the map's lowest value are never taken, nor those that no crop saw (NaN): a
+    map of zeros and one bright spot is a tube of that spot, not of that spot and random places. So a flat
+    map has none.
     """
-    values = saliency.detach().cpu()
+    values = settled(saliency.detach().cpu())
     values = torch.where(values.isnan(), -torch.inf, values)
     seen = values[values > -torch.inf]
     if not len(seen):
         return torch.zeros_like(values, dtype=torch.bool)
     count = max(1, round(volume * values.numel()))
-    low, high = float(seen.min()), float(seen.max())
-    return (ranking(values, seed) < count) & (values > low + 1e-6 * (high - low))
+    return (ranking(values, seed) < count) & (values > seen.min())
 
 
 def volume_of(volume: float | None, truth: Truth | None) -> float:
@@ -177,7 +191,8 @@ def anchor_tubes(
 
     `random`: the same shape at `n` random places; `centre`: the same shape in the middle of the frame;
     `difference` and `time_mean`: as many voxels as the tube has, from where the picture changes and from the
-    map's mean over time; `oracle`: the evidence, where it is known. An anchor without a voxel is left out.
+    map's mean over time; `oracle`: the evidence, where it is known and not the whole clip. An anchor without
+    a voxel is left out.
     """
     volume = float(tube.voxels.double().mean())
     difference = frame_difference(clip.pixels.detach().cpu())
@@ -185,11 +200,11 @@ def anchor_tubes(
         RANDOM: tube.elsewhere(n, seed),
         CENTRE: [tube.centred()],
         DIFFERENCE: [Tube(top_voxels(difference, volume, seed), tube.dilate)],
-        TIME_MEAN: [Tube(top_voxels(time_mean(saliency), volume, seed), tube.dilate)],
+        TIME_MEAN: [Tube(top_voxels(time_mean(settled(saliency)), volume, seed), tube.dilate)],
     }
-    if truth is not None:
+    if truth is not None and not bool(truth.mask.all()):
         found[ORACLE] = [Tube(truth.mask.cpu(), tube.dilate)]
-    return {name: tubes for name, tubes in found.items() if tubes[0].frames}
+    return {name: tubes for name, tubes in found.items() if tubes and tubes[0].frames}
 
 
 def lost_to(
@@ -227,8 +242,9 @@ def orders(edit: Edit, frames: Sequence[int], n: int, seed: int = 0) -> list[lis
     """What frames show instead of themselves: several answers, whose scores are averaged.
 
     `freeze`: all show the same one, in turn the middle frame of each of `n` equal parts (`n = 1`: the middle
-    frame; more than there are frames: each of them). `shuffle`: `n` permutations, uniform over all but the
-    one that changes nothing, drawn from the seed. `reverse`: the one reversal.
+    frame; more than there are frames: each of them). `shuffle`: `n` different permutations, or as many as
+    there are, uniform over all but the one that changes nothing, drawn from the seed. `reverse`: the one
+    reversal.
 
     A single frame cannot be altered: it shows itself.
     """
@@ -239,12 +255,13 @@ def orders(edit: Edit, frames: Sequence[int], n: int, seed: int = 0) -> list[lis
     if edit == "reverse" or count < 2:
         return [list(frames)[::-1]]
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[int]] = []
-    while len(found) < n:
+    known = [list(range(count))]
+    most = min(n, factorial(count) - 1)
+    while len(known) <= most:
         order = torch.randperm(count, generator=generator).tolist()
-        if order != list(range(count)):
-            found.append([frames[i] for i in order])
-    return found
+        if order not in known:
+            known.append(order)
+    return [[frames[i] for i in order] for order in known[1:]]
 
 
 def edits(
@@ -294,7 +311,7 @@ class _Retime:
 
 @dataclass(frozen=True, eq=False)
 class Filled:
-    """The clip with a fill where the mask is true."""
+    """The clip with a fill where the mask is true; a `tubelens.fill.Once` is bound once for many of them."""
 
     mask: Bool[Tensor, "T H W"]
     fill: Fill
@@ -367,29 +384,3 @@ def distinct(explanations: Sequence[Explanation], score: ScoreOf) -> tuple[list[
     wanted = [scored_target(e.target, score) for e in explanations]
     targets = list(dict.fromkeys(wanted))
     return targets, [targets.index(t) for t in wanted]
-
-
-def checked(volume: float | None, dilate: int, **counts: int) -> None:
-    """Options that several metrics have.
-
-    Raises:
-        OptionError: a volume outside (0, 1), or a count below its least.
-    """
-    if volume is not None and not 0 < volume < 1:
-        raise OptionError(f"volume is the share of the voxels in the tube, above 0 and below 1, not {volume}")
-    if dilate < 0:
-        raise OptionError(f"dilate must be 0 or more pixels, not {dilate}")
-    for name, count in counts.items():
-        if count < 1:
-            raise OptionError(f"{name} must be 1 or more, not {count}")
-
-
-def one_of(**options: tuple[str, Any]) -> None:
-    """Options that are one of a few words, given with their `Literal`.
-
-    Raises:
-        OptionError: another word.
-    """
-    for name, (value, words) in options.items():
-        if value not in get_args(words):
-            raise OptionError(f"{name} is one of {', '.join(get_args(words))}, not {value!r}")

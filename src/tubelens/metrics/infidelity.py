@@ -18,9 +18,18 @@ from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
 from tubelens.masks import Cells, Triple
-from tubelens.metrics.anchors import ORACLE, RANDOM, TIME_MEAN, common_maps, time_mean, warnings_for
+from tubelens.metrics.anchors import (
+    ORACLE,
+    RANDOM,
+    TIME_MEAN,
+    between,
+    common_maps,
+    time_mean,
+    warnings_for,
+)
 from tubelens.metrics.drop import explained
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.options import check_cell, check_seed
+from tubelens.metrics.protocol import Score
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_variants
@@ -28,6 +37,8 @@ from tubelens.truth import Truth
 from tubelens.variants import Batch, Make, Masked, Variants
 
 Predicted = Float64[Tensor, "*m n"]
+LEAST = 1e-6
+"""Mean squared fall of the score below which there is nothing to predict."""
 
 
 def infidelity(
@@ -38,12 +49,13 @@ def infidelity(
     Args:
         predicted: `d_i = I_i^T phi`, what the map phi says that perturbation `I_i` takes from the score.
         falls: `f_i = f(x) - f(x - I_i)`, what it takes.
-        scaled: beta is the best factor, `sum_i d_i f_i / sum_i d_i^2` (0 where all d are 0); else 1.
+        scaled: beta is the best factor that is not negative, `max(0, sum_i d_i f_i) / sum_i d_i^2` (0 where
+            all d are 0); else 1.
     """
     beta = torch.ones_like(predicted[..., 0])
     if scaled:
         square = predicted.pow(2).sum(dim=-1)
-        beta = ((predicted * falls).sum(dim=-1) / square).where(square > 0, 0.0)
+        beta = ((predicted * falls).sum(dim=-1) / square).where(square > 0, 0.0).clamp_min(0)
     return (beta[..., None] * predicted - falls).pow(2).mean(dim=-1), beta
 
 
@@ -103,7 +115,7 @@ class NoisyFill:
         def make(start: int, stop: int) -> Batch:
             clips = torch.empty(stop - start, *pixels.shape)
             for row, number in enumerate(range(start, stop)):  # a stream each: batches do not matter
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
                 clips[row].normal_(std=self.sigma, generator=generator)
             return base + clips.to(pixels), None
 
@@ -125,8 +137,10 @@ class Infidelity:
       of a class survives the noise, all falls are alike, and only the sum of the map is tested.
 
     With `scaled`, predictions are first multiplied by the factor that suits them best, as captum's
-    `normalize` has it: maps that differ in scale alone are equally good. Anchors, which have no units, are
-    always scaled. Voxels of a map that are NaN predict nothing.
+    `normalize` has it: maps that differ in scale alone are equally good. Unlike captum's, the factor is never
+    negative: a map of the wrong sign predicts nothing, instead of as well as one of the right sign. Anchors,
+    which have no units, are always scaled; so without `scaled` a map is neither compared with them nor
+    normalised. Voxels of a map that are NaN predict nothing.
 
     Attributes:
         n: perturbations.
@@ -157,8 +171,8 @@ class Infidelity:
             raise OptionError(f"infidelity needs n >= 2 perturbations, not {self.n}")
         if self.perturbation not in ("tubes", "noise"):
             raise OptionError(f"the perturbation is 'tubes' or 'noise', not {self.perturbation!r}")
-        if min(self.cells) < 1:
-            raise OptionError(f"boxes need at least one cell along time, height and width, not {self.cells}")
+        check_cell(self.cells, "cells")
+        check_seed(self.seed)
         if not 0 <= self.sigma < float("inf"):
             raise OptionError(f"the noise's sigma must be 0 or more, not {self.sigma}")
         if self.score not in ("prob", "logit"):
@@ -201,9 +215,15 @@ class Infidelity:
             m = len(explanations)
             anchors = dict(zip(common, errors[2 * m :], strict=True)) | {TIME_MEAN: errors[m + j]}
             whole = float(fall.pow(2).mean())
-            notes = scored.notes + warnings_for(value, anchors, self.higher_is_better)
-            if whole == 0:
-                notes += ("no perturbation changed the score: there is nothing to predict",)
+            notes, scale = scored.notes, None
+            if self.scaled:
+                notes += warnings_for(value, anchors, self.higher_is_better)
+            if whole < LEAST:
+                notes += ("hardly any perturbation changes the score: there is nothing to predict",)
+            elif self.scaled:  # as shares of what there is to predict, which is far below 1 as a square
+                parts = {name: anchors[name] / whole for name in (RANDOM, ORACLE) if name in anchors}
+                scale, said = between(value / whole, parts, self.higher_is_better)
+                notes += said
             facts = {"beta": beta, "error": value / whole if whole else float("nan")}
             facts["correlation"] = _correlation(predicted[j], fall)
             rows.append(
@@ -211,7 +231,7 @@ class Infidelity:
                     value,
                     self.higher_is_better,
                     anchors,
-                    normalised(value, anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+                    scale,
                     forwards=scored.forwards / m,
                     facts=facts,
                     notes=notes,

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tubelens.errors import OptionError
-from tubelens.metrics.anchors import centre_prior, frame_difference, random_order
+from tubelens.metrics.anchors import centre_prior, frame_difference, random_order, settled
 
 __all__ = [
     "average_precision",
@@ -167,7 +167,7 @@ def tube_iou(saliency: Saliency, truth: Mask) -> float:
 def temporal_iou(saliency: Saliency, truth: Mask) -> float:
     """Intersection over union of the frames that hold truth and of the map's strongest frames, as many.
 
-    A frame is as strong as the sum of the map's positive values on it.
+    A frame is as strong as the sum of the map's positive values on it, rounded to a 100,000th of the largest.
 
     Returns:
         In [0, 1], higher is better; frames that are equally strong share their credit. 1 for every map where
@@ -177,7 +177,8 @@ def temporal_iou(saliency: Saliency, truth: Mask) -> float:
         OptionError: no true voxel.
     """
     _same_shape(saliency, truth)
-    return _matched_iou(_positive(saliency).sum(dim=(1, 2)), truth.any(dim=2).any(dim=1))
+    strength = settled(_positive(saliency).sum(dim=(1, 2), keepdim=True)).flatten()
+    return _matched_iou(strength, truth.any(dim=2).any(dim=1))
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────

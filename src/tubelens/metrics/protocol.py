@@ -28,7 +28,8 @@ class Score:
         higher_is_better: direction; None where neither is better.
         anchors: the same metric for maps that look at no model (`random`, `centre`, `difference`,
             `time_mean`; where the truth is known, `oracle`).
-        normalised: `(value - random) / (oracle - random)`, None where no truth is known.
+        normalised: `(value - random) / (oracle - random)`, None where no truth is known, or where it is no
+            better than a random order.
         curve: places in [0, 1] and values of a curve metric, else None.
         forwards: passes that this score took; several that share passes have equal parts of them.
         facts: further numbers by name.
@@ -97,9 +98,13 @@ class MethodMetric(Metric, Protocol):
         ...
 
 
-def normalised(value: float, random: float, oracle: float) -> float | None:
+def normalised(value: float, random: float, oracle: float, higher_is_better: bool) -> float | None:
     """`(value - random) / (oracle - random)`: 0 as good as a random order, 1 as good as the truth.
 
-    None where the two anchors agree.
+    None where the value is NaN, or the truth is not better than a random order, by .001 and by 1 % of the
+    larger of the two: where it is worse the sign would turn, and where they agree anything would come out.
     """
-    return None if oracle == random else (value - random) / (oracle - random)
+    gap = (oracle - random) * (1 if higher_is_better else -1)
+    if not gap > max(1e-3, 0.01 * max(abs(oracle), abs(random))) or value != value:
+        return None
+    return (value - random) / (oracle - random)

@@ -18,6 +18,8 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.fill import Fill, fill
 from tubelens.masks import Triple, ranking
+from tubelens.metrics.anchors import settled
+from tubelens.metrics.options import check_cell
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_variants
@@ -31,7 +33,6 @@ EMPTY: Job = (0, 0, False)
 Mode = Literal["insertion", "deletion"]
 Plan = tuple[Mode, Fill]
 """What is drawn: the direction, and what is there before or after."""
-ROUNDING = 1e-12  # of the largest value: below that a value is zero
 DEFAULTS: dict[Mode, str] = {"insertion": "blur", "deletion": "mean"}
 
 
@@ -98,6 +99,8 @@ def voxel_order(
 ) -> Order:
     """The order of maps, cell by cell from the highest mean on; equal cells in a seeded random order.
 
+    Values are rounded before (see `tubelens.metrics.anchors.settled`).
+
     Point `i` of `points` has `i K / (points - 1)` of the K cells, rounded, and its place is the share of the
     cells that this is. Where there are fewer cells than steps, there are fewer points.
 
@@ -120,17 +123,6 @@ def voxel_order(
         return Masked(Steps(ranks, jobs, (t, h, w), (kt, kh, kw)), fill)
 
     return Order(which, len(ranks), counts, tuple(count / n for count in counts), family)
-
-
-def settled(saliency: Float[Tensor, "T H W"]) -> Float[Tensor, "T H W"]:
-    """The map with zeros for what is only rounding.
-
-    The spline that brings a map to the size of its clip leaves some 1e-17 of the neighbours where a map is
-    zero, even if it has that size already. To rank by it would be an order as arbitrary as that of storage.
-    """
-    return saliency.where(
-        saliency.isnan() | (saliency.abs() > ROUNDING * saliency.abs().nan_to_num().max()), 0.0
-    )
 
 
 def cell_means(saliency: Float[Tensor, "T H W"], cell: Triple) -> Float[Tensor, "t h w"]:
@@ -269,8 +261,7 @@ def check_steps(steps: int, cell: Triple) -> None:
     """Raise OptionError for a number of points or a cell that makes no curve."""
     if steps < 2:
         raise OptionError(f"a curve has at least 2 points, its ends, not {steps}")
-    if len(cell) != 3 or min(cell) < 1:
-        raise OptionError(f"a cell has at least one voxel along time, height and width, not {cell}")
+    check_cell(cell)
 
 
 def check_maps(maps: Sequence[Float[Tensor, "T H W"]], clip: Clip) -> None:

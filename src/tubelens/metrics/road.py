@@ -21,9 +21,18 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.masks import ranking
-from tubelens.metrics.anchors import ORACLE, RANDOM, TIME_MEAN, common_maps, time_mean, warnings_for
+from tubelens.metrics.anchors import (
+    TIME_MEAN,
+    between,
+    common_maps,
+    settled,
+    time_mean,
+    warnings_for,
+)
 from tubelens.metrics.drop import explained
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.options import check_seed
+from tubelens.metrics.protocol import Score
+from tubelens.metrics.removal import distinct
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_variants
@@ -235,7 +244,7 @@ def together(
     """Scores of several explanations of one clip by several metrics.
 
     Metrics that differ in direction and score alone share a queue: the intact clip, and a clip a percentage,
-    map and direction. Anchors that do not depend on the map are scored once.
+    map and direction. Anchors that do not depend on the map are scored once, and so are maps that rank alike.
 
     Returns:
         For each metric one score an explanation; `curve` begins with the intact clip. Facts: its score.
@@ -266,9 +275,10 @@ def _scores(
     """Of metrics that share their forwards."""
     first, m = metrics[0], len(explanations)
     common = common_maps(clip.size, clip, truth, first.seed) if first.anchors else {}
-    maps = [e.saliency for e in explanations]
+    maps = [settled(e.saliency) for e in explanations]
     maps += [time_mean(s) for s in maps] if first.anchors else []
-    ranks = [ranking(s.nan_to_num(nan=-torch.inf), first.seed) for s in (*maps, *common.values())]
+    every = [settled(s).nan_to_num(nan=-torch.inf) for s in (*maps, *common.values())]
+    which, ranks = distinct([ranking(s, first.seed) for s in every])
     directions = list(dict.fromkeys(metric.higher_is_better for metric in metrics))
     last = ranks[0].numel() - 1
     queue = [last - r if least_first else r for least_first in directions for r in ranks]
@@ -286,22 +296,23 @@ def _scores(
         row = []
         for j, e in enumerate(explanations):
             at = targets.index(explained(e.target, metric.score))
-            found = left[at, directions.index(metric.higher_is_better)]
+            found = left[at, directions.index(metric.higher_is_better), list(which)]
             means: list[float] = found.mean(dim=1).tolist()
             anchors = dict(zip(common, means[2 * m :], strict=True)) if first.anchors else {}
             if first.anchors:
                 anchors[TIME_MEAN] = means[m + j]
             intact = float(scored.intact[at])
+            scale, said = between(means[j], anchors, metric.higher_is_better)
             row.append(
                 Score(
                     means[j],
                     metric.higher_is_better,
                     anchors,
-                    normalised(means[j], anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+                    scale,
                     (places, (intact, *found[j].tolist())),
                     scored.forwards / (len(metrics) * m),
                     {"intact": intact},
-                    scored.notes + warnings_for(means[j], anchors, metric.higher_is_better),
+                    scored.notes + warnings_for(means[j], anchors, metric.higher_is_better) + said,
                     {name: (intact, *found[2 * m + k].tolist()) for k, name in enumerate(common)},
                 )
             )
@@ -312,6 +323,7 @@ def _scores(
 def _check(metric: Metric) -> None:
     """Options that both have."""
     p = metric.percent
+    check_seed(metric.seed)
     if not p or list(p) != sorted(set(p)) or not 0 < p[0] <= p[-1] < 100:
         raise OptionError(f"ROAD removes increasing percentages between 0 and 100, not {p}")
     if not 0 <= metric.noise < float("inf"):

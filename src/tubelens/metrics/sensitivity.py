@@ -90,7 +90,7 @@ class MaxSensitivity:
         explanation: Explanation | None = None,
     ) -> Score:
         """The score of a method on one clip; facts: the `mean` change, and its `sd` over the noises."""
-        quiet = replace(run, progress=None)
+        quiet = replace(run, progress=None, seconds=None)  # a map that is cut short differs for that alone
         made: list[Explanation] = []
         if explanation is None:
             made = [method(model, clip, [target], quiet)[0]]

@@ -13,8 +13,8 @@ from torch import Tensor
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
-from tubelens.fill import Fill, fill
-from tubelens.metrics.anchors import ORACLE, RANDOM
+from tubelens.fill import Fill, Once, fill
+from tubelens.metrics.anchors import between
 from tubelens.metrics.edits import (
     EMPTY,
     Edit,
@@ -25,22 +25,23 @@ from tubelens.metrics.edits import (
     Version,
     Where,
     anchor_tubes,
-    checked,
     distinct,
     edits,
     lost_to,
     map_of,
-    one_of,
     retimed,
     top_voxels,
     volume_of,
 )
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.options import checked, one_of
+from tubelens.metrics.protocol import Score
 from tubelens.running import RUN, Run
 from tubelens.truth import Truth
 
 Part = Literal["what", "where", "when", "order"]
 EDITS: tuple[Edit, ...] = ("freeze", "shuffle", "reverse")
+MOST = 32
+"""Stills of the whole clip."""
 LEAST = 0.01
 """Evidence, as a difference of the score, below which shares of it mean nothing."""
 
@@ -87,7 +88,9 @@ class Split:
     Of the evidence `f(x) - f(baseline)`, with the baseline the mean score over fills of the whole clip, the
     shares (see `shares`)
 
-    - `what`: that a single frame shows, held through the clip, whichever it is (mean over frames);
+    - `what`: that a single frame shows, held through the clip, whichever it is: the mean over every frame (of
+      clips of more than 32 frames, over 32 that are spread evenly), so that evidence in 2 frames of 16 counts
+      the same wherever they are;
     - `when`: that takes several frames, or certain ones, but not their order;
     - `order`: that is lost when the order changes: by a reversal or by shuffles (their mean), whichever costs
       more. A reversal leaves what is symmetric in time, a shuffle what chance puts in order, so that each
@@ -110,7 +113,7 @@ class Split:
             value is better than another, and no map can be.
         volume: share of the voxels in the tube; None: that of the evidence where it is known, else 0.05.
         dilate: pixels by which tube and hull are widened.
-        n: frames held in turn, and permutations.
+        n: permutations; and of the tube's frames, how many are held in turn.
         window: frames in a window.
         fill: what takes the place of what is outside of the tube, or inside.
         baselines: fills of the whole clip, names with `+` between them. Blur is no baseline for time: a
@@ -141,9 +144,11 @@ class Split:
 
     def __post_init__(self) -> None:
         one_of(part=(self.part, Part), score=(self.score, ScoreOf))
-        checked(self.volume, self.dilate, n=self.n, randoms=self.randoms)
+        checked(self.volume, self.dilate, self.seed, n=self.n, randoms=self.randoms)
         if self.window < 4:
             raise OptionError(f"a window has 4 frames or more, not {self.window}")
+        if not isinstance(self.baselines, str):
+            raise OptionError(f"baselines are names of fills with + between them, not {self.baselines!r}")
         for name in (self.fill, *self.baselines.split("+")):
             fill(name)
         # on the class nothing is said; one such metric knows
@@ -165,7 +170,8 @@ class Split:
         """
         queue = Queue()
         whole = self._whole(queue, clip)
-        asked = [self._tubes(queue, clip, explanation, truth) for explanation in explanations]
+        removed = Once(fill(self.fill))
+        asked = [self._tubes(queue, clip, explanation, truth, removed) for explanation in explanations]
         targets, which = distinct(explanations, self.score)
         found = queue.answers(model, clip, targets, run)
         scores = []
@@ -180,23 +186,30 @@ class Split:
         everything = torch.ones(clip.size, dtype=torch.bool)
         fills = [Filled(everything, fill(name)) for name in self.baselines.split("+")]
         asked = {"baseline": queue.ask("baseline", lambda: fills)}
-        asked |= {edit: self._altered(queue, clip, edit, "whole") for edit in EDITS}
+        stills = min(clip.size[0], MOST)
+        asked |= {edit: self._altered(queue, clip, edit, "whole", n=stills) for edit in EDITS[:1]}
+        asked |= {edit: self._altered(queue, clip, edit, "whole") for edit in EDITS[1:]}
         return asked | {"window": queue.ask("window", lambda: windows(clip.size[0], self.window))}
 
     def _altered(
-        self, queue: Queue, clip: Clip, edit: Edit, where: Where, tube: Tube | None = None
+        self,
+        queue: Queue,
+        clip: Clip,
+        edit: Edit,
+        where: Where,
+        tube: Tube | None = None,
+        n: int | None = None,
     ) -> list[int]:
-        make = partial(edits, edit, where, clip.size, tube, self.n, self.seed)
+        make = partial(edits, edit, where, clip.size, tube, n or self.n, self.seed)
         return queue.ask((edit, None if tube is None else tube.key), make)
 
     def _tubes(
-        self, queue: Queue, clip: Clip, explanation: Explanation, truth: Truth | None
+        self, queue: Queue, clip: Clip, explanation: Explanation, truth: Truth | None, removed: Fill
     ) -> tuple[Tube, dict[str, list[int]]]:
         saliency = map_of(explanation, clip, truth)
         tube = Tube(top_voxels(saliency, volume_of(self.volume, truth), self.seed), self.dilate)
         if not tube.frames:
             return tube, {}
-        removed = fill(self.fill)
         tubes = {"": [tube]}
         if self.anchors and self.part == "where":
             tubes |= anchor_tubes(tube, saliency, clip, truth, self.randoms, self.seed)
@@ -248,13 +261,14 @@ class Split:
         else:
             notes = (EMPTY,)
         value = facts.get(self.part, float("nan"))
+        scale, said = between(value, anchors, self.higher_is_better)
         return Score(
             value,
             self.higher_is_better,
             anchors,
-            normalised(value, anchors[RANDOM], anchors[ORACLE]) if ORACLE in anchors else None,
+            scale,
             facts=facts,
-            notes=notes + lost_to(value, anchors, self.higher_is_better),
+            notes=notes + lost_to(value, anchors, self.higher_is_better) + said,
         )
 
 

@@ -41,27 +41,53 @@ def seeds_of(method: Any) -> tuple[int, ...]:
     """The seeds of a method: its own, and those of methods and fills that it holds. Empty: it draws nothing.
 
     A method draws from its options alone, and never from a global generator, so that a method without a
-    `seed` among them gives the same map each time.
+    `seed` among them gives the same map each time. Of what is no dataclass nothing is known.
     """
+    if isinstance(method, tuple | list):
+        return tuple(seed for item in method for seed in seeds_of(item))
     if not is_dataclass(method) or isinstance(method, type):
         return ()
     found: tuple[int, ...] = ()
     for field in fields(method):
         value = getattr(method, field.name)
-        found += (value,) if field.name == "seed" and isinstance(value, int) else seeds_of(value)
+        found += (value,) if _is_seed(field.name, value) else seeds_of(value)
     return found
 
 
 def reseeded(method: Any, by: int) -> Any:
     """The same method with all its seeds (`seeds_of`) moved up."""
+    if isinstance(method, tuple | list):
+        items = [reseeded(item, by) if seeds_of(item) else item for item in method]
+        return type(method)(*items) if hasattr(method, "_fields") else type(method)(items)
     changed: dict[str, Any] = {}
     for field in fields(method):
         value = getattr(method, field.name)
-        if field.name == "seed" and isinstance(value, int):
-            changed["seed"] = value + by
+        if _is_seed(field.name, value):
+            changed[field.name] = value + by
         elif seeds_of(value):
             changed[field.name] = reseeded(value, by)
     return replace(method, **changed)
+
+
+def _is_seed(name: str, value: Any) -> bool:
+    return name == "seed" and isinstance(value, int)
+
+
+def _opaque(method: Any) -> bool:
+    """Whether it is, or holds, something callable that does not show its options."""
+    if isinstance(method, tuple | list):
+        return any(map(_opaque, method))
+    if is_dataclass(method) and not isinstance(method, type):
+        return any(_opaque(getattr(method, field.name)) for field in fields(method))
+    return callable(method)
+
+
+def _same(a: Explanation, b: Explanation) -> bool:
+    """Bit for bit, NaN being equal to NaN."""
+    maps = [[part.values for part in e.parts] for e in (a, b)]
+    return [m.shape for m in maps[0]] == [m.shape for m in maps[1]] and all(
+        bool(((x == y) | (x.isnan() & y.isnan())).all()) for x, y in zip(*maps, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,8 @@ class SeedStability:
     """Mean rank correlation of the maps that a method gives with different seeds, all else equal.
 
     A method that draws nothing scores 1, without being run: it gives the same map each time. A note says so,
-    lest that be taken for a merit of the map.
+    lest that be taken for a merit of the map. One that does not show its options (no dataclass) is run twice;
+    where its maps differ it draws from a seed that nobody can set, and the value is NaN.
 
     Attributes:
         n: seeds: the method's own and those after it.
@@ -95,10 +122,9 @@ class SeedStability:
         explanation: Explanation | None = None,
     ) -> Score:
         """The score of a method on one clip; `explanation` stands for that of the method's own seed."""
+        run = replace(run, progress=None, seconds=None)  # maps cut short would differ for that alone
         if not seeds_of(method):
-            note = f"{type(method).__name__} draws nothing: it gives the same map each time"
-            return Score(1.0, self.higher_is_better, facts={"seeds": 0.0}, notes=(note,))
-        run = replace(run, progress=None)
+            return self._unseeded(model, clip, method, target, run)
         found = [] if explanation is None else [explanation]
         made = [reseeded(method, by)(model, clip, [target], run)[0] for by in range(len(found), self.n)]
         found += made
@@ -107,6 +133,19 @@ class SeedStability:
         notes = ("a map that is the same everywhere has no ranks to compare",) if value != value else ()
         facts = {"seeds": float(self.n), "least": min(pairs)}
         return Score(value, self.higher_is_better, forwards=sum(map(cost, made)), facts=facts, notes=notes)
+
+    def _unseeded(self, model: Scorer, clip: Clip, method: Any, target: Target, run: Run) -> Score:
+        name, value = type(method).__name__, 1.0
+        note = f"{name} draws nothing: it gives the same map each time"
+        made: list[Explanation] = []
+        if _opaque(method):
+            made = [method(model, clip, [target], run)[0] for _ in range(2)]
+            note = f"{name} has no seed, and gave the same map twice"
+            if not _same(*made):
+                value, note = float("nan"), f"{name} gives another map each time, and has no seed to set"
+        return Score(
+            value, self.higher_is_better, forwards=sum(map(cost, made)), facts={"seeds": 0.0}, notes=(note,)
+        )
 
 
 @dataclass(frozen=True)

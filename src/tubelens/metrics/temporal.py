@@ -17,7 +17,7 @@ from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
 from tubelens.masks import Windows as Spans
-from tubelens.metrics.anchors import DIFFERENCE, ORACLE, RANDOM, frame_difference
+from tubelens.metrics.anchors import DIFFERENCE, ORACLE, RANDOM, between, frame_difference, settled
 from tubelens.metrics.edits import (
     EMPTY,
     Edit,
@@ -27,16 +27,15 @@ from tubelens.metrics.edits import (
     Where,
     anchor_tubes,
     answers,
-    checked,
     distinct,
     edits,
     lost_to,
     map_of,
-    one_of,
     top_voxels,
     volume_of,
 )
-from tubelens.metrics.protocol import Score, normalised
+from tubelens.metrics.options import checked, one_of
+from tubelens.metrics.protocol import Score
 from tubelens.running import RUN, Run
 from tubelens.truth import Truth
 from tubelens.variants import Chain, Masked
@@ -93,7 +92,7 @@ class TemporalEdit:
 
     def __post_init__(self) -> None:
         one_of(edit=(self.edit, Edit), where=(self.where, Where), score=(self.score, ScoreOf))
-        checked(self.volume, self.dilate, n=self.n, randoms=self.randoms)
+        checked(self.volume, self.dilate, self.seed, n=self.n, randoms=self.randoms)
         # on the class nothing is said; one such metric knows
         object.__setattr__(self, "higher_is_better", BETTER[self.where])
 
@@ -156,14 +155,15 @@ class TemporalEdit:
         notes = lost_to(value, drops, self.higher_is_better)
         if self.where == "inside" and len(tube.frames) == 1:
             notes += ("the tube has a single frame, whose time cannot be altered",)
+        scale, said = between(value, drops, self.higher_is_better)
         return Score(
             value,
             self.higher_is_better,
             drops,
-            normalised(value, drops[RANDOM], drops[ORACLE]) if ORACLE in drops else None,
+            scale,
             forwards=forwards,
             facts=facts,
-            notes=notes,
+            notes=notes + said,
         )
 
 
@@ -280,21 +280,22 @@ class Windows:
         }
         if windows.max() > unit:
             facts["restored"] = 1 - float(single.max() / windows.max())
+        scale, said = between(value, anchors, True)
         middles = (np.arange(len(windows)) + n / 2) / len(profile)
         return Score(
             value,
             True,
             anchors,
-            normalised(value, 0.0, anchors[ORACLE]) if ORACLE in anchors else None,
+            scale,
             curve=(tuple(middles.tolist()), tuple(windows.tolist())),
             facts=facts,
-            notes=notes,
+            notes=notes + said,
         )
 
 
 def time_profile(saliency: Float[Tensor, "T H W"]) -> Losses:
     """How much of the map lies in each frame: the sum of its positive values; unseen places have none."""
-    positive: np.ndarray = saliency.double().nan_to_num(0.0).clamp_min(0).sum(dim=(1, 2)).numpy()
+    positive: np.ndarray = settled(saliency).double().nan_to_num(0.0).clamp_min(0).sum(dim=(1, 2)).numpy()
     return positive
 
 

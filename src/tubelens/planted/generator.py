@@ -54,7 +54,7 @@ KINDS: dict[str, Kind] = {
     "key": Kind(actions.paint, LABELS, range(4), actions.EVIDENCE, size=64),
     "dir": Kind(actions.paint, LABELS, range(4, 8), actions.EVIDENCE, size=64),
     "order": Kind(order.paint, order.LABELS, range(2), order.EVIDENCE),
-    "transient": Kind(transient.paint, transient.LABELS, range(4), transient.EVIDENCE),
+    "transient": Kind(transient.paint, transient.LABELS, range(3), transient.EVIDENCE),
     "infrared": Kind(
         *(infrared.paint, infrared.LABELS, range(4), infrared.EVIDENCE, _COLD),
         bands=infrared.BANDS,
@@ -246,7 +246,7 @@ def labels(task: Task) -> tuple[str, ...]:
 
     Some tasks have a last one, `neither`, that no clip has: networks are taught to say so where the evidence
     is missing, because with two classes alone a clip without evidence would still have half of the
-    probability.
+    probability, and where evidence is tiny a network makes one of the classes the answer to seeing nothing.
     """
     return KINDS[task].labels
 

@@ -1,6 +1,6 @@
 """Task `transient`: the colour of an object that is there in 2 frames only decides.
 
-Objects of other colours move all along, and some appear for 2 frames as well, so that change alone finds
+Grey objects move all along, and some appear for 2 frames as well, so that change alone finds
 nothing.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from tubelens.planted.scene import DISTRACTORS, FASTER, Canvas, Scene, Wanted, appearing, stream, thing
 
-COLOURS = {"red": 0.0, "yellow": 0.16, "green": 0.34, "blue": 0.62}
+COLOURS = {"yellow": 0.16, "green": 0.34, "cyan": 0.54}
 """Hues, class by class."""
-OTHERS = (0.76, 0.88)
-"""Hues of the distractors: violet to pink."""
-LABELS = tuple(f"{colour} appears" for colour in COLOURS)
+GREY = (0.0, 0.15)
+"""Saturation of the distractors."""
+LABELS = (*(f"{colour} appears" for colour in COLOURS), "neither")
 EVIDENCE = ("object",)
 LASTING = 2
 RADIUS = (0.14, 0.17)
@@ -26,10 +26,10 @@ def paint(wanted: Wanted) -> Scene:
     canvas, size, frames = Canvas(wanted), wanted.size, wanted.frames
     others, deciding = stream(wanted.seed, 2), stream(wanted.seed, 3)
     for _ in range(1 + int(others.integers(2))):
-        canvas.add(DISTRACTORS, thing(others, size, hues=OTHERS, fast=FASTER, radius=RADIUS))
+        canvas.add(DISTRACTORS, thing(others, size, saturation=GREY, fast=FASTER, radius=RADIUS))
     for _ in range(3):
         start = int(others.integers(frames - LASTING + 1))
-        plain = thing(others, size, hues=OTHERS, fast=FASTER, radius=RADIUS, within=WITHIN)
+        plain = thing(others, size, saturation=GREY, fast=FASTER, radius=RADIUS, within=WITHIN)
         brief, there = appearing(plain, frames, start, LASTING)
         canvas.add(DISTRACTORS, brief, when=there)
     start = int(deciding.integers(frames - LASTING + 1))

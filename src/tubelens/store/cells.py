@@ -61,6 +61,7 @@ class Cell:
 
     Attributes:
         value, normalised: NaN or None where they have no meaning.
+        forwards: NaN, where nobody knows, is stored as 0.
         curve: places and values.
         anchors: by name.
         detail: facts and notes, as JSON.
@@ -120,5 +121,7 @@ def explained(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"{folder / FILE}: cannot be written: {error}; what was committed before is kept"
         ) from error
+    except sqlite3.IntegrityError as error:
+        raise InputError(f"{folder / FILE}: a value that must be there is missing: {error}") from error
     except sqlite3.DatabaseError as error:
         raise InputError(f"{folder / FILE}: damaged, or not a run: {error}") from error

@@ -44,6 +44,12 @@ class RunReader:
         rows = dict(self._db.execute("SELECT key, value FROM meta"))
         return {"format": rows["format"], "settings": json.loads(rows["settings"])}
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """How the run came about, as far as it was told: `date`, `version`, `manifest`."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'made'").fetchone()
+        return {} if found is None else dict(json.loads(found[0]))
+
     def names(self, table: Table) -> list[Row]:
         """Its lines, by id."""
         found = self._db.execute(f"SELECT id, name, facts FROM {table} ORDER BY id")
@@ -93,12 +99,20 @@ class RunReader:
         numbers = np.array(rows, dtype=np.int32).reshape(-1, len(ids))[keep]
         return dict(zip(ids, numbers.T, strict=True)), found[:, 0], found[:, 1]
 
-    def details(self, metric: int | None = None) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
-        """Facts and notes of every cell, streamed: (clip, model, method, metric, seed) and the detail."""
-        where, given = ("", ()) if metric is None else (" WHERE metric = ?", (metric,))
+    def details(
+        self, metric: int | None = None, key: str = ""
+    ) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+        """Facts and notes of every cell, streamed: (clip, model, method, metric, seed) and the detail.
+
+        Args:
+            metric: only of this one.
+            key: only of cells whose detail has this key.
+        """
+        where = " WHERE metric = COALESCE(?, metric) AND instr(detail, ?)"
+        given = (metric, f'"{key}"' if key else "{")
         query = f"SELECT clip, model, method, metric, seed, detail FROM cells{where}"
-        for *key, text in self._db.execute(query, given):
-            yield tuple(key), json.loads(text)
+        for *cell, text in self._db.execute(query, given):
+            yield tuple(cell), json.loads(text)
 
     def predictions(self) -> dict[str, np.ndarray]:
         """Columns `clip`, `model`, `label` (-1 where none), `predicted` and `prob`."""
@@ -126,6 +140,12 @@ class RunReader:
         query = "SELECT method, metric, seed FROM failures WHERE clip = ? AND model IN (0, ?)"
         return set(self._db.execute(query, (clip, model)))
 
+    def said(self, model: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Clip and detail of every prediction of a model, streamed."""
+        query = "SELECT clip, detail FROM predictions WHERE model = ? ORDER BY clip"
+        for clip, text in self._db.execute(query, (model,)):
+            yield clip, json.loads(text)
+
     def prediction(self, clip: int, model: int) -> Prediction | None:
         """What the model said of the clip."""
         query = "SELECT label, predicted, prob, detail FROM predictions WHERE clip = ? AND model = ?"
@@ -135,9 +155,12 @@ class RunReader:
         label, predicted, prob, detail = found
         return Prediction(label, predicted, prob, json.loads(detail))
 
-    def explanation(self, clip: int, model: int, method: int, seed: int = 0) -> Explanation | None:
-        """The stored map, None where there is none."""
-        query = "SELECT data FROM maps WHERE clip = ? AND model = ? AND method = ? AND seed = ?"
+    def explanation(self, clip: int, model: int, method: int, seed: int | None = 0) -> Explanation | None:
+        """The stored map, None where there is none; without a seed the one of the smallest."""
+        query = (
+            "SELECT data FROM maps WHERE clip = ? AND model = ? AND method = ? AND seed = COALESCE(?, seed)"
+        )
+        query += " ORDER BY seed LIMIT 1"
         found = self._db.execute(query, (clip, model, method, seed)).fetchone()
         return None if found is None else from_bytes(found[0])
 
@@ -164,10 +187,10 @@ class RunReader:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[RunReader]:
-    """A run, open for reading.
+    """A run, open for reading, as it was at that moment: what is committed meanwhile is not seen.
 
     Raises:
-        InputError: no run there, or a damaged one.
+        InputError: no run there, a damaged one, or one whose folder must be copied before it can be read.
     """
     folder = Path(path)
     file = folder / FILE
@@ -176,16 +199,25 @@ def reading(path: str | Path) -> Iterator[RunReader]:
     with explained(folder):
         connection = _readable(file)
         try:
+            connection.execute("BEGIN")  # names and cells of one moment, though the run is still written
             store = RunReader(folder, connection)
             store._known()
             yield store
         finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             connection.close()
 
 
 def _readable(file: Path) -> sqlite3.Connection:
     """A connection that writes nothing; without shared memory where the folder cannot be written."""
+    log = file.with_name(f"{file.name}-wal")
     for mode in ("mode=ro", "mode=ro&immutable=1"):
+        if "immutable" in mode and log.exists() and log.stat().st_size:  # it would not look into it
+            raise InputError(
+                f"{file.parent}: cannot be written, and its last scores are in {log.name}, which is read only"
+                " where it can: copy the folder to a place that can be written"
+            )
         connection = sqlite3.connect(f"{file.resolve().as_uri()}?{mode}", uri=True)
         try:
             connection.execute("SELECT COUNT(*) FROM sqlite_master")

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,10 @@ class RunStore(RunReader):
             if not tables:
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
-                rows = [("format", FORMAT), ("settings", text)]
+                from tubelens import __version__  # the package is whole only when this is called
+
+                made = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__}
+                rows = [("format", FORMAT), ("settings", text), ("made", json.dumps(made))]
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
                 return
         self._known()
@@ -108,6 +113,14 @@ class RunStore(RunReader):
                 f"{self.path}: this run was made with other settings ({said}): use those, or another --out"
             )
 
+    def told(self, **facts: Any) -> None:
+        """Keep how the run came about (`made`), such as its manifest; what was told before stays."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO meta VALUES ('made', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (json.dumps(facts | self.made, sort_keys=True),),
+            )
+
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────
 
     def id(self, table: Table, name: str, facts: dict[str, Any] | None = None) -> int:
@@ -116,7 +129,7 @@ class RunStore(RunReader):
         if known is None:
             with self._transaction():
                 self._db.execute(
-                    f"INSERT OR IGNORE INTO {table} (name, facts) VALUES (?, ?)",
+                    f"INSERT INTO {table} (name, facts) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
                     (name, json.dumps(facts or {}, sort_keys=True)),
                 )
                 found = self._db.execute(f"SELECT id FROM {table} WHERE name = ?", (name,)).fetchone()
@@ -135,7 +148,7 @@ class RunStore(RunReader):
         with self._transaction():
             for name, facts in rows:
                 self._db.execute(
-                    f"INSERT OR IGNORE INTO {table} (name, facts) VALUES (?, ?)",
+                    f"INSERT INTO {table} (name, facts) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
                     (name, json.dumps(facts, sort_keys=True)),
                 )
                 query = f"SELECT id, facts FROM {table} WHERE name = ?"
@@ -152,17 +165,19 @@ class RunStore(RunReader):
         at = (unit.clip, unit.model)
         with explained(self.path), self._transaction():
             self._db.executemany(
-                f"INSERT OR IGNORE INTO cells VALUES ({', '.join('?' * (10 + len(ANCHORS)))})",
+                f"INSERT INTO cells VALUES ({', '.join('?' * (10 + len(ANCHORS)))})"
+                " ON CONFLICT (clip, model, method, metric, seed) DO NOTHING",
                 [(*at, *_columns(cell)) for cell in unit.cells],
             )
             self._db.executemany(
-                "INSERT OR IGNORE INTO maps VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO maps VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (clip, model, method, seed) DO NOTHING",
                 [(*at, method, seed, e.provenance.seconds, to_bytes(e)) for method, seed, e in unit.maps],
             )
             if unit.prediction is not None:
                 p = unit.prediction
                 self._db.execute(
-                    "INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO predictions VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (clip, model) DO NOTHING",
                     (*at, p.label, p.predicted, p.prob, json.dumps(p.detail, sort_keys=True)),
                 )
             self._forgive(unit)
@@ -204,7 +219,8 @@ def _columns(cell: Cell) -> tuple[Any, ...]:
     others = {k: v for k, v in cell.anchors.items() if k not in ANCHORS}
     detail = cell.detail | ({"anchors": others} if others else {})
     return (
-        *(cell.method, cell.metric, cell.seed, cell.value, cell.normalised, cell.forwards),
+        *(cell.method, cell.metric, cell.seed, cell.value, cell.normalised),
+        0.0 if math.isnan(cell.forwards) else cell.forwards,
         *(cell.anchors.get(name) for name in ANCHORS),
         curve,
         json.dumps(detail, sort_keys=True),

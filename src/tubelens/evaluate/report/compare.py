@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from tubelens.errors import OptionError, nearest
+from tubelens.evaluate.report.cautions import ALPHA, largest
+from tubelens.evaluate.report.flips import FLIPS, RIGHT, WHERE, pair, predictions
 from tubelens.evaluate.report.page import head, html_table, page
 from tubelens.evaluate.report.panels import Metric, Panel
 from tubelens.evaluate.report.read import Results, read
-from tubelens.evaluate.report.scores import ALPHA
-from tubelens.evaluate.report.statistics import bootstrap, holm, wilcoxon
+from tubelens.evaluate.report.statistics import FLAT, bootstrap, holm, wilcoxon
 from tubelens.evaluate.report.tables import Column, Table, to_csv
 from tubelens.files import replacing
 
 LARGEST = 10
 """Of so many clips of each metric, the changes are listed."""
-WHERE = (Column("model", ("model",)), Column("tested on", ("spectrum",)))
 CHANGES = (
     Column("metric", ("metric",)),
     *WHERE,
@@ -30,26 +31,10 @@ CHANGES = (
     Column("A", ("a",), "value"),
     Column("B", ("b",), "value"),
     Column("B - A", ("difference",), "value"),
-    Column("95 % interval", ("low", "high"), "interval"),
-    Column("p", ("p",), "p"),
-    Column("p (Holm)", ("holm",), "p"),
     Column("verdict", ("verdict",)),
-)
-RIGHT = (
-    *WHERE,
-    Column("clips", ("n",), "count"),
-    Column("accuracy A", ("a",), "share"),
-    Column("accuracy B", ("b",), "share"),
-    Column("mended", ("mended",), "count"),
-    Column("broken", ("broken",), "count"),
-    Column("other class", ("moved",), "count"),
-    Column("p (McNemar)", ("p",), "p"),
-)
-FLIPS = (
-    *WHERE,
-    *(Column(name, (name,)) for name in ("clip", "class", "A", "B", "verdict")),
-    Column("p in A", ("prob_a",), "value"),
-    Column("p in B", ("prob_b",), "value"),
+    Column("95 % interval", ("low", "high"), "interval"),
+    Column("p (Holm)", ("holm",), "p"),
+    Column("p", ("p",), "p"),
 )
 MOST = (
     Column("metric", ("metric",)),
@@ -146,15 +131,15 @@ def compare_runs(
         rows: list[dict[str, Any]] = []
         largest: list[dict[str, Any]] = []
         for (metric, spectrum, name), one, other in _panels(first, second, pairs):
-            some, most = _changes(first, second, one, other, metric, spectrum, name, seed)
+            some, most = _changes(first, second, one, other, metric, spectrum, name, seed, shared)
             rows += some
             largest += most
-        right, flips = _predictions(first, second, pairs)
+        right, flips = predictions(first, second, pairs)
         return Comparison(
             Path(a),
             Path(b),
             len(shared),
-            tuple(_only(first, second, shared)),
+            (*_only(first, second, shared), *_otherwise(first, second, pairs), *_gaps(rows)),
             Table("changes", "What changed", CHANGES, tuple(_corrected(rows)), NOTE),
             Table("right", "How often the models are right", RIGHT, tuple(right), RIGHT_NOTE),
             Table("flips", "Clips that are predicted otherwise", FLIPS, tuple(flips)),
@@ -170,7 +155,7 @@ def compare_runs(
 
 NOTE = (
     "Means over the clips that both have; interval of the mean difference: 95 % bootstrap; p: Wilcoxon's"
-    " signed-rank test, corrected by Holm within a metric."
+    " signed-rank test, corrected by Holm within a metric. Mixed: mean and ranks changed in opposite ways."
 )
 RIGHT_NOTE = "Mended: wrong in A, right in B; broken: the other way round; p: exact McNemar test of the two."
 
@@ -207,12 +192,8 @@ def _panels(
     for one in first.panels:
         for mine, other in pairs:
             if one.model == mine and (match := theirs.get((one.metric.name, other, one.spectrum))):
-                found.append(((one.metric, one.spectrum, _pair(mine, other)), one, match))
+                found.append(((one.metric, one.spectrum, pair(mine, other)), one, match))
     return found
-
-
-def _pair(mine: str, other: str) -> str:
-    return mine if mine == other else f"{mine} → {other}"
 
 
 def _changes(
@@ -224,27 +205,35 @@ def _changes(
     spectrum: str,
     name: str,
     seed: int,
+    shared: set[str],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    names = [first.facts.clips[i].name for i in one.clips]
-    at = {second.facts.clips[c].name: i for i, c in enumerate(other.clips)}
-    mine = np.array([i for i, clip in enumerate(names) if clip in at], dtype=int)
-    theirs = np.array([at[names[i]] for i in mine], dtype=int)
+    here = {first.facts.clips[c].name: i for i, c in enumerate(one.clips)}
+    there = {second.facts.clips[c].name: i for i, c in enumerate(other.clips)}
+    names = [clip for clip in dict.fromkeys([*here, *there]) if clip in shared]
     rows, most = [], []
     for method in one.methods:
         if method not in other.methods:
             continue
-        a = one.values[one.methods.index(method)][mine]
-        b = other.values[other.methods.index(method)][theirs]
+        a = _picked(one.values[one.methods.index(method)], here, names)
+        b = _picked(other.values[other.methods.index(method)], there, names)
         both = np.isfinite(a) & np.isfinite(b)
         change = (b - a)[both]
         at_clip = {"metric": metric.title, "model": name, "spectrum": spectrum, "method": method}
         low, high = bootstrap(change, seed=seed)
         row: dict[str, Any] = {"n": len(change), "a": _mean(a[both]), "b": _mean(b[both])}
         row |= {"difference": _mean(change), "low": float(low), "high": float(high)}
-        row |= {"p": wilcoxon(change).p if len(change) else math.nan, "better": metric.higher}
+        size = largest(a[both], b[both])
+        test = wilcoxon(change, size)
+        row |= {"p": test.p if len(change) else math.nan, "better": metric.higher, "effect": test.effect}
+        row |= {
+            "lost": (
+                int((np.isfinite(b) & ~np.isfinite(a)).sum()),
+                int((np.isfinite(a) & ~np.isfinite(b)).sum()),
+            )
+        }
         rows.append(at_clip | row)
         order = np.argsort(-np.abs(change), kind="stable")[:LARGEST]
-        kept = mine[both]
+        kept = np.flatnonzero(both)
         most += [
             at_clip
             | {
@@ -254,9 +243,14 @@ def _changes(
                 "difference": float(change[i]),
             }
             for i in order
-            if change[i]
+            if abs(change[i]) > FLAT * size
         ]
     return rows, most
+
+
+def _picked(values: np.ndarray, at: Mapping[str, int], names: Sequence[str]) -> np.ndarray:
+    """Values of these clips, NaN where there is none."""
+    return np.array([values[at[name]] if name in at else np.nan for name in names], dtype=np.float64)
 
 
 def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -265,12 +259,14 @@ def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         mine = [row for row in rows if row["metric"] == metric]
         for row, p in zip(mine, holm([row["p"] for row in mine]), strict=True):
-            higher, verdict = row.pop("better"), ""
-            if p < ALPHA and row["difference"]:
+            higher, effect, verdict = row["better"], row["effect"], ""
+            if p < ALPHA:
                 up = row["difference"] > 0
                 verdict = (
                     ("higher" if up else "lower") if higher is None else "better" if up == higher else "worse"
                 )
+                if row["difference"] * effect <= 0:  # a few large differences against many small ones
+                    verdict = "mixed"
             found.append(row | {"holm": p, "verdict": verdict})
     return found
 
@@ -281,76 +277,6 @@ def _largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [row for row in rows if row["metric"] == metric]
         found += sorted(mine, key=lambda row: -abs(row["difference"]))[:LARGEST]
     return found
-
-
-def _predictions(
-    first: Results, second: Results, pairs: Sequence[tuple[str, str]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    right, flips = [], []
-    for mine, other in pairs:
-        a, b = _predicted(first, mine), _predicted(second, other)
-        spectrum_of = {row.name: str(row.facts.get("spectrum") or "") for row in first.facts.clips}
-        shared = [clip for clip in a if clip in b]
-        for spectrum in dict.fromkeys(spectrum_of[clip] for clip in shared):
-            clips = [clip for clip in shared if spectrum_of[clip] == spectrum]
-            at = {"model": _pair(mine, other), "spectrum": spectrum}
-            known = [clip for clip in clips if a[clip].right is not None and b[clip].right is not None]
-            mended = sum(bool(b[c].right) and not a[c].right for c in known)
-            broken = sum(bool(a[c].right) and not b[c].right for c in known)
-            moved = [clip for clip in clips if a[clip].name != b[clip].name]
-            right.append(
-                at
-                | {"n": len(clips), "mended": mended, "broken": broken, "p": mcnemar(mended, broken)}
-                | {"moved": len(moved)}
-                | {"a": _share([a[c].right for c in known]), "b": _share([b[c].right for c in known])}
-            )
-            for clip in moved:
-                verdict = {(False, True): "mended", (True, False): "broken"}.get(
-                    (bool(a[clip].right), bool(b[clip].right)), ""
-                )
-                flips.append(
-                    at
-                    | {"clip": clip, "class": a[clip].label, "A": a[clip].name, "B": b[clip].name}
-                    | {"verdict": verdict if clip in known else ""}
-                    | {"prob_a": a[clip].prob, "prob_b": b[clip].prob}
-                )
-    return right, flips
-
-
-@dataclass(frozen=True)
-class _Predicted:
-    """What a model says of a clip; `right` is None where the class is not known."""
-
-    name: str
-    label: str
-    prob: float
-    right: bool | None
-
-
-def _predicted(results: Results, model: str) -> dict[str, _Predicted]:
-    m = [row.name for row in results.facts.models].index(model)
-    p = results.predictions
-    mine = np.flatnonzero((p["model"] == m) & (p["label"] >= 0))
-    labels = {int(p["label"][i]): results.facts.label(int(p["clip"][i])) for i in mine}
-    found = {}
-    for i in np.flatnonzero(p["model"] == m):
-        clip, said, label = int(p["clip"][i]), int(p["predicted"][i]), int(p["label"][i])
-        name = labels.get(said) or f"class {said}"
-        right = None if label < 0 else said == label
-        found[results.facts.clips[clip].name] = _Predicted(
-            name, results.facts.label(clip), float(p["prob"][i]), right
-        )
-    return found
-
-
-def mcnemar(mended: int, broken: int) -> float:
-    """Exact two-sided McNemar test: a binomial test of one half on what changed; NaN where nothing did."""
-    n = mended + broken
-    if not n:
-        return math.nan
-    steps = np.arange(min(mended, broken) + 1)
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in steps]
-    return min(1.0, 2 * float(np.exp(logs).sum()))
 
 
 def _only(first: Results, second: Results, shared: set[str]) -> list[str]:
@@ -373,12 +299,45 @@ def _only(first: Results, second: Results, shared: set[str]) -> list[str]:
     return said
 
 
+def _otherwise(first: Results, second: Results, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """What has the same name in both and is not the same; what failed."""
+    said = []
+    for kind, keys in (
+        ("models", ("hash", "input", "output", "layer")),
+        ("methods", ("repr",)),
+        ("metrics", ("repr",)),
+    ):
+        theirs = {row.name: row.facts for row in getattr(second.facts, kind)}
+        for row in getattr(first.facts, kind):
+            if kind == "models" and (row.name, row.name) not in pairs:
+                continue
+            facts = theirs.get(row.name, row.facts)
+            for key in keys:
+                a, b = (str(f.get(key) or "") for f in (row.facts, facts))
+                if a != b and key == "hash":
+                    said.append(f"{row.name}: the weights are others in B (SHA-256 {a[:8]}…, {b[:8]}…).")
+                elif a != b:
+                    said.append(f"{row.name}: its {key} is {a} in A and {b} in B.")
+    for word, run in (("A", first), ("B", second)):
+        if run.failures:
+            reason = Counter(f.reason for f in run.failures).most_common(1)[0][0]
+            said.append(f"{len(run.failures):,} failures in {word}, most often: {reason}.")
+    return said
+
+
+def _gaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Clips of both runs that have a value in one alone."""
+    gaps = []
+    for row in rows:
+        for word, n in zip("AB", row["lost"], strict=True):
+            if n:
+                gaps.append(f"{row['method']} has no value of {n:,} clips in {word} alone ({row['metric']})")
+    more = f"; and {len(gaps) - 6} more" if len(gaps) > 6 else ""
+    return [f"Left out: {'; '.join(gaps[:6])}{more}."] if gaps else []
+
+
 def _names(results: Results) -> list[str]:
     return [row.name for row in results.facts.clips]
-
-
-def _share(right: Sequence[bool | None]) -> float:
-    return sum(map(bool, right)) / len(right) if right else math.nan
 
 
 def _mean(values: np.ndarray) -> float:

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tubelens.evaluate.report.panels import Metric
-from tubelens.evaluate.report.scores import Score
-from tubelens.evaluate.report.statistics import Ranking, bootstrap
+from tubelens.evaluate.report.scores import Ranked, Score
+from tubelens.evaluate.report.statistics import bootstrap
 from tubelens.render.paper import INK, SOFT, quiet
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a0522d")
@@ -145,9 +145,16 @@ def wide(text: str, size: float = 9) -> float:
     return 0.0083 * size * len(text)
 
 
-def cut(text: str, letters: int = 34) -> str:
-    """So that a name with many options leaves room for the figure."""
-    return text if len(text) <= letters else text[: letters - 1] + "…"
+def shortened(names: Sequence[str], letters: int = 34) -> dict[str, str]:
+    """Names with many options, cut in the middle so that they leave room for the figure; longer where two
+    would look alike.
+    """
+    names = list(dict.fromkeys(names))
+    found = {
+        n: n if len(n) <= letters else f"{n[: letters - letters // 2 - 1]}…{n[-(letters // 2) :]}"
+        for n in names
+    }
+    return found if len(set(found.values())) == len(names) else shortened(names, letters + 6)
 
 
 class _Room:
@@ -198,7 +205,8 @@ def curves_figure(
     names = list(dict.fromkeys(curve.name for curves in places.values() for curve in curves))
     size = ((4.6, 2.9), (3.5, 2.3), (3.0, 2.1))[across - 1]
     width = 0.75 + across * size[0] + (across - 1) * 0.35 + 0.15
-    columns = max(1, min(len(names), int(width / (0.55 + max(wide(cut(n), 8) for n in names)))))
+    brief = shortened(names)
+    columns = max(1, min(len(names), int(width / (0.55 + max(wide(brief[n], 8) for n in names)))))
     below = 0.55 + 0.19 * -(-len(names) // columns)
 
     def make() -> Figure:
@@ -213,20 +221,21 @@ def curves_figure(
                     greys += 1
                 (line,) = ax.plot(curve.x, curve.mean, linewidth=1.5, **own)
                 ax.fill_between(curve.x, curve.low, curve.high, color=own["color"], alpha=0.18, linewidth=0)
-                drawn.setdefault(cut(curve.name), line)
+                drawn.setdefault(curve.name, line)
             ax.set_title(where, fontsize=9, loc="left")
             ax.set_xlim(0, 1)
             ax.tick_params(labelleft=room.first(i), labelbottom=room.lowest(i))
             if room.first(i):
-                ax.set_ylabel("probability")
+                ax.set_ylabel(f"{metric.score} lost" if metric.short == "windows" else metric.score)
             if room.lowest(i):
-                verb = {"insertion": "inserted", "deletion": "removed"}.get(metric.name, "of the clip")
-                ax.set_xlabel(f"share {verb}")
+                verb = {"insertion": "inserted", "deletion": "removed", "windows": "of the time"}
+                ax.set_xlabel(f"share {verb.get(metric.short, 'of the clip')}")
         low = min(ax.get_ylim()[0] for ax in room.axes)
         high = max(ax.get_ylim()[1] for ax in room.axes)
         for ax in room.axes:
             ax.set_ylim(low, high)
-        room.sheet.legend(drawn.values(), drawn.keys(), loc="lower center", ncols=columns, fontsize=8)
+        labels = [brief[name] for name in drawn]
+        room.sheet.legend(drawn.values(), labels, loc="lower center", ncols=columns, fontsize=8)
         return room.sheet
 
     counts = sorted({curve.n for curves in places.values() for curve in curves})
@@ -249,7 +258,8 @@ def means_figure(
     names = [*(n for n in names if n not in anchors), *(n for n in names if n in anchors)]
     across = min(4, len(places))
     down = -(-len(places) // across)
-    left = 0.2 + max(wide(cut(name)) for name in names)
+    brief = shortened(names)
+    left = 0.2 + max(wide(text) for text in brief.values())
     w = (8.2 - 0.25 * (across - 1)) / across if across > 2 else 3.4
     h = 0.21 * len(names)
     size = (left + across * (w + 0.25), 0.1 + down * (h + 0.75))
@@ -282,7 +292,7 @@ def means_figure(
             if i + across >= len(places):
                 ax.text(x + w / 2, y + h + 0.34, metric.title, ha="center")
             for k, name in enumerate(names if column == 0 else []):
-                ax.text(x - 0.08, y + 0.21 * (k + 0.5), cut(name), ha="right", va="center")
+                ax.text(x - 0.08, y + 0.21 * (k + 0.5), brief[name], ha="right", va="center")
             for line in lines:
                 level = y + 0.21 * (names.index(line.method) + 0.5)
                 colour = SOFT if line.anchor else look.get(line.method, {"color": INK})["color"]
@@ -307,14 +317,16 @@ def means_figure(
     )
 
 
-def ranks_figure(metric: Metric, methods: Sequence[str], found: Ranking) -> Drawn:
+def ranks_figure(metric: Metric, ranked: Ranked) -> Drawn:
     """The critical-difference diagram (Demsar 2006, figure 1): average ranks on a line, the best at the left;
     bars join methods that Nemenyi's test does not part.
     """
+    methods, found = ranked.methods, ranked.found
     order = np.argsort(found.ranks, kind="stable")
     k = len(order)
     half = -(-k // 2)
-    side = 0.75 + max(wide(cut(name)) for name in methods)
+    brief = shortened(methods)
+    side = 0.75 + max(wide(text) for text in brief.values())
     axis, whole = 3.2, 2 * side + 3.2 + 0.6
     top = 0.72 + 0.14 * len(found.alike)
     high = top + 0.24 * half + 0.15
@@ -345,7 +357,7 @@ def ranks_figure(metric: Metric, methods: Sequence[str], found: Ranking) -> Draw
             y = top + 0.12 + 0.24 * (i if left else k - 1 - i)
             x, edge = at(found.ranks[j]), side if left else whole - side
             leads.append([(x, line), (x, y), (edge, y)])
-            texts = [cut(methods[j]), f"{found.ranks[j]:.2f}"]
+            texts = [brief[methods[j]], f"{found.ranks[j]:.2f}"]
             name = "  ".join(texts if left else texts[::-1])
             ax.text(edge + (-0.06 if left else 0.06), y, name, ha="right" if left else "left", va="center")
         ax.add_collection(LineCollection(leads, colors=SOFT, linewidths=0.8))
@@ -356,11 +368,18 @@ def ranks_figure(metric: Metric, methods: Sequence[str], found: Ranking) -> Draw
 
     verdict = "at least one differs" if found.p < 0.05 else "no difference shown"
     p = "p < .001" if found.p < 0.001 else f"p = {found.p:.3f}"
+    over = (
+        f" Ranks of a clip are means over the models {', '.join(ranked.models)}."
+        if len(ranked.models) > 1
+        else ""
+    )
+    if ranked.dropped:
+        over += f" Left out, as they have no clip with a value of every method: {', '.join(ranked.dropped)}."
     return Drawn(
         f"ranks-{slug(metric.name)}",
         f"{metric.title}: average ranks",
         f"Friedman chi2({k - 1}) = {found.chi2:.4g}, {p}, over {found.n:,} clips: {verdict}."
-        " Methods under a bar are closer than Nemenyi's critical difference (CD) at .05.",
+        f" Methods under a bar are closer than Nemenyi's critical difference (CD) at .05.{over}",
         _sheet(make),
     )
 

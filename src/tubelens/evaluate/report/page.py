@@ -10,13 +10,14 @@ from typing import Any
 
 from tubelens.evaluate.report.figures import Drawn, slug
 from tubelens.evaluate.report.sections import Section
-from tubelens.evaluate.report.tables import Column, Table, is_bold, marks, shown
+from tubelens.evaluate.report.tables import Column, Table, is_bold, marks, shown, slim
 from tubelens.evaluate.report.thumbnails import Extreme
 
 STYLE = """
-:root{--ink:#1a1a1a;--soft:#667;--paper:#fff;--line:#dde;--card:#f6f7f9;--accent:#0b6bb3;--warn:#9a5b00;--warnbg:#fff6e5}
+:root{--ink:#1a1a1a;--soft:#667;--paper:#fff;--line:#dde;--card:#f6f7f9;--accent:#0b6bb3;--warn:#9a5b00;--warnbg:#fff6e5;
+--shade:#0004}
 @media(prefers-color-scheme:dark){:root{--ink:#e8e8ea;--soft:#9aa3ad;--paper:#14161a;--line:#31363d;--card:#1c2026;
---accent:#6bb7f0;--warn:#f0b860;--warnbg:#2b2415}}
+--accent:#6bb7f0;--warn:#f0b860;--warnbg:#2b2415;--shade:#fff3}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:72rem;padding:1rem 1.1rem 4rem;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -33,15 +34,22 @@ nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.92rem}
 .warn{background:var(--warnbg);border-left:3px solid var(--warn);padding:.5rem .9rem;margin:.8rem 0;
 border-radius:0 .4rem .4rem 0}
 .warn ul{margin:.2rem 0;padding-left:1.1rem}.warn summary,.warn b{color:var(--warn);font-weight:600}
-.wide{overflow-x:auto;margin:.6rem 0;-webkit-overflow-scrolling:touch}
+.wide{overflow-x:auto;margin:.6rem 0;-webkit-overflow-scrolling:touch;
+background:linear-gradient(90deg,var(--paper) 30%,transparent) 0 0/2.5rem 100%,
+linear-gradient(270deg,var(--paper) 30%,transparent) 100% 0/2.5rem 100%,
+linear-gradient(90deg,var(--shade),transparent) 0 0/.8rem 100%,
+linear-gradient(270deg,var(--shade),transparent) 100% 0/.8rem 100%;
+background-repeat:no-repeat;background-attachment:local,local,scroll,scroll}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.28rem .65rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{font-weight:600;vertical-align:bottom}
+th{font-weight:600;vertical-align:bottom;white-space:normal}
 thead tr:last-child th{border-bottom:1.5px solid var(--soft)}
 th[colspan]{text-align:center}
 th.t,td.t{text-align:left}
 td.w{white-space:normal;min-width:14rem;max-width:34rem;overflow-wrap:anywhere}
-.sticky td:first-child,.sticky th:first-child{position:sticky;left:0;background:var(--paper)}
+.sticky td:first-child,.sticky th:first-child{position:sticky;left:0;background:var(--paper);
+white-space:normal;max-width:16rem;overflow-wrap:anywhere}
+@media(max-width:40rem){.sticky td:first-child,.sticky th:first-child{max-width:8.5rem}}
 tr.anchor td{color:var(--soft);font-style:italic}
 tr.first td{border-top:1.5px solid var(--line)}
 sup{font-size:.72em;line-height:0;margin-left:.1em}sup.x{color:var(--warn)}
@@ -75,7 +83,7 @@ th.addEventListener('keydown',function(e){if(e.key==='Enter'||e.key===' '){e.pre
 """
 FEW = 3
 """So many warnings are shown open."""
-TEXTS = ("reason", "clip")
+TEXTS = ("reason", "clip", "repr", "value")
 """Columns that may take several lines."""
 
 
@@ -114,12 +122,14 @@ def warning_box(warnings: Sequence[str], about: str) -> str:
 
 def metric_section(found: Section) -> str:
     """All of one metric."""
-    lost = [str(loss) for loss in found.losses]
+    grave = any(loss.shown for loss in found.losses)
+    loses = "A map that loses to one that looks at no model says little at this metric"
+    about = loses if grave else "Read with care"
     shown_first = found.summary or found.full
     parts = [
         f'<h2 id="{slug(found.metric.name)}">{escape(found.metric.title)}</h2>'
         f'<p class="soft">{escape(found.metric.direction.capitalize())}.</p>',
-        warning_box(lost, "A map that loses to one that looks at no model says little at this metric"),
+        warning_box(found.warnings, about),
         html_table(shown_first),
         *(figure(drawn) for drawn in found.figures),
         folded("All numbers", html_table(found.full)) if found.summary else "",
@@ -143,7 +153,10 @@ def figure(drawn: Drawn) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A table that sorts on a click on a heading of its lowest line; the first column stays in sight."""
+    """A table that sorts on a click on a heading of its lowest line; the first column stays in sight. What is
+    the same in all lines stands in its title.
+    """
+    table = slim(table)
     above = "".join(
         "<tr>" + "".join(f'<th colspan="{n}">{escape(text)}</th>' for text, n in level) + "</tr>"
         for level in table.above

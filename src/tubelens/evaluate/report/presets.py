@@ -15,6 +15,7 @@ from tubelens.evaluate.report.tables import Table
 
 ICPR = {"gradcam": "Grad-CAM", "rise": "RISE", "sidu": "SIDU"}
 AREAS = ("insertion", "deletion")
+PARITY = "icpr2022"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ def icpr2022(results: Results, seed: int = 0) -> Preset:
             mine = [_renamed(panel) for panel in panels if panel.metric.name == name]
             absent = [v for v in ICPR.values() if not any(v in p.methods for p in mine)]
             missing += [f"{name}: no {', '.join(absent)}"] if absent else []
+            missing += _variants(name, [p for p in panels if p.metric.name == name])
             lines: dict[Panel, list[Score]] = {panel: scores(panel, {}, seed)[0] for panel in mine}
             metric = mine[0].metric
             table = grid(metric, lines, only=tuple(ICPR.values()))
@@ -71,10 +73,30 @@ def short(name: str) -> str:
     return name.partition("(")[0].strip().lower()
 
 
+def _variants(metric: str, panels: Sequence[Panel]) -> list[str]:
+    """What is not the published variant, and which of several is shown."""
+    said = []
+    if PARITY not in metric:
+        said.append(
+            f"{metric} is not the published variant, {short(metric)}(parity={PARITY}): do not compare"
+        )
+    names = list(dict.fromkeys(name for panel in panels for name in panel.methods))
+    for key, title in ICPR.items():
+        mine = [name for name in names if short(name) == key]
+        if not mine:
+            continue
+        shown = names[next(i for i in _chosen(names) if short(names[i]) == key)]
+        if len(mine) > 1:
+            said.append(f"{metric}: {title} is {shown}, not {', '.join(n for n in mine if n != shown)}")
+        if PARITY not in shown:
+            said.append(f"{metric}: {title} is {shown}, not the published variant (parity={PARITY})")
+    return said
+
+
 def _chosen(names: Sequence[str]) -> list[int]:
     """Where the three methods stand, of several variants of one the published first."""
     found = [i for i, name in enumerate(names) if short(name) in ICPR]
-    return sorted(found, key=lambda i: "icpr2022" not in names[i])
+    return sorted(found, key=lambda i: PARITY not in names[i])
 
 
 def _renamed(panel: Panel) -> Panel:
@@ -90,12 +112,13 @@ def _renamed(panel: Panel) -> Panel:
         seconds=panel.seconds[keep],
         undefined=panel.undefined[keep],
         anchors={},
+        apart=None,
     )
 
 
 def _curves(results: Results, metric: Metric, panels: Sequence[Panel]) -> Drawn | None:
     found: dict[str, list[Curve]] = {}
-    for where, curves in curves_of(results, panels).items():
+    for where, curves in curves_of(results, panels, {}).items():
         order = [curves[i] for i in reversed(_chosen([c.name for c in curves]))]
         kept = {ICPR[short(c.name)]: replace(c, name=ICPR[short(c.name)]) for c in order}
         ordered = [kept[name] for name in ICPR.values() if name in kept]

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tubelens.evaluate.report.panels import Facts, Panel, panels, positions
+from tubelens.evaluate.report.cautions import OWN
+from tubelens.evaluate.report.panels import Facts, Panel, panels, positions, with_failed
 from tubelens.explanation import Explanation
+from tubelens.store.cells import Failure
 from tubelens.store.reading import RunReader, reading
 
 Curves = tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray]
@@ -44,6 +46,7 @@ class Results:
         cells: how many scores there are.
         predictions: columns as the store gives them, ids turned into positions.
         failures: what could not be done.
+        seeds: of every method, by its name. `made`: how the run came about, as far as it was told.
     """
 
     path: Path
@@ -53,6 +56,8 @@ class Results:
     cells: int
     predictions: Mapping[str, np.ndarray]
     failures: Sequence[Failed]
+    seeds: Mapping[str, Sequence[int]]
+    made: Mapping[str, Any]
     store: RunReader
 
     def of_metric(self) -> dict[str, list[Panel]]:
@@ -89,29 +94,34 @@ class Results:
                 found[row.name] = _over_seeds(clip[mine], y[mine])
         return np.asarray(x[here[0]] if len(here) else np.empty(0)), found
 
-    def anchor_curves(self, panel: Panel) -> dict[str, Float[np.ndarray, "n s"]]:
+    def anchor_curves(self, panel: Panel, method: str = "") -> dict[str, Float[np.ndarray, "n s"]]:
         """Curves of anchors on the clips of a panel, where cells keep them: `anchor_curves` in their detail,
         name -> values at the places of the cell's own curve. Empty where they do not.
+
+        Args:
+            panel: whose clips.
+            method: whose time-mean; that of no method without.
         """
         model = next(row.id for row in self.facts.models if row.name == panel.model)
+        own = next((row.id for row in self.facts.methods if row.name == method), 0)
         clips = {self.facts.clips[i].id for i in panel.clips}
-        found: dict[str, dict[int, list[float]]] = {}
-        for (clip, of), curves in self._blind(panel.metric.name).items():
-            if of == model and clip in clips:
-                for name, values in curves.items():
-                    found.setdefault(name, {})[clip] = values
+        points = len(self.curves(panel)[0])
+        found: dict[str, dict[int, np.ndarray]] = {}
+        for (clip, of, name, whose), values in self._blind(panel.metric.name).items():
+            if of == model and clip in clips and whose in (0, own) and len(values) == points:
+                found.setdefault(name, {})[clip] = values
         return {name: np.array(list(rows.values()), dtype=np.float64) for name, rows in found.items()}
 
-    def _blind(self, metric: str) -> dict[tuple[int, int], dict[str, list[float]]]:
-        """(clip, model) -> the curves of its anchors."""
+    def _blind(self, metric: str) -> dict[tuple[int, int, str, int], np.ndarray]:
+        """(clip, model, anchor, method) -> a curve; method 0 where it is that of all methods."""
         if metric not in self._anchors:
             self._anchors.clear()
             kept = self._anchors[metric] = {}
             row = next(row for row in self.facts.metrics if row.name == metric)
-            for (clip, model, *_), detail in self.store.details(row.id):
-                if "anchor_curves" not in detail:
-                    break  # this run keeps none
-                kept.setdefault((clip, model), detail["anchor_curves"])
+            for (clip, model, method, *_), detail in self.store.details(row.id, "anchor_curves"):
+                for name, values in detail["anchor_curves"].items():
+                    key = (clip, model, name, method if name == OWN else 0)
+                    kept.setdefault(key, np.asarray(values, dtype=np.float32))
         return self._anchors[metric]
 
     def right(self, panel: Panel) -> Float[np.ndarray, "n"]:
@@ -146,11 +156,11 @@ class Results:
         c = self.facts.clips[clip].id
         m = next(row.id for row in self.facts.models if row.name == model)
         k = next(row.id for row in self.facts.methods if row.name == method)
-        return self.store.explanation(c, m, k)
+        return self.store.explanation(c, m, k, None)
 
     def __post_init__(self) -> None:
         self._kept: dict[str, Curves]
-        self._anchors: dict[str, dict[tuple[int, int], dict[str, list[float]]]]
+        self._anchors: dict[str, dict[tuple[int, int, str, int], np.ndarray]]
         object.__setattr__(self, "_kept", {})
         object.__setattr__(self, "_anchors", {})
 
@@ -165,8 +175,12 @@ def read(run: str | Path) -> Iterator[Results]:
     with reading(run) as store:
         facts = Facts(*(store.names(table) for table in ("clips", "models", "methods", "metrics")))
         cells = store.cells(seconds=True)
-        found = list(panels(facts, cells))
+        failures = list(store.failures())
+        found = with_failed(panels(facts, cells), facts, _positions(failures, facts))
         count = len(cells.pop("value"))
+        seeds = {
+            row.name: np.unique(cells["seed"][cells["method"] == row.id]).tolist() for row in facts.methods
+        }
         cells.clear()  # the panels hold all of it that is needed
         predictions = store.predictions()
         predictions |= {
@@ -180,17 +194,33 @@ def read(run: str | Path) -> Iterator[Results]:
             found,
             count,
             predictions,
-            _failures(store, facts),
+            _failures(failures, facts),
+            seeds,
+            store.made,
             store,
         )
 
 
-def _failures(store: RunReader, facts: Facts) -> list[Failed]:
+Lost = Sequence[tuple[int, int, Failure, int]]
+
+
+def _positions(failures: Lost, facts: Facts) -> Iterator[tuple[int, int, int, int]]:
+    """Clip, model, method and metric of failures of a method; -1: all metrics."""
+    clips, models, methods, metrics = (
+        {row.id: i for i, row in enumerate(rows)}
+        for rows in (facts.clips, facts.models, facts.methods, facts.metrics)
+    )
+    for clip, model, what, _ in failures:
+        if what.method in methods and model in models and clip in clips:
+            yield clips[clip], models[model], methods[what.method], metrics.get(what.metric, -1)
+
+
+def _failures(failures: Lost, facts: Facts) -> list[Failed]:
     clips, models, methods, metrics = (
         {row.id: row for row in rows} for rows in (facts.clips, facts.models, facts.methods, facts.metrics)
     )
     found = []
-    for clip, model, what, attempts in store.failures():
+    for clip, model, what, attempts in failures:
         row = clips.get(clip)
         found.append(
             Failed(

@@ -8,21 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from tubelens.evaluate.report.cautions import ALPHA, Loss, called, complete, largest, losses
 from tubelens.evaluate.report.panels import Panel
-from tubelens.evaluate.report.statistics import Ranking, bootstrap, holm, ranking, wilcoxon
+from tubelens.evaluate.report.statistics import (
+    Ranking,
+    bootstrap,
+    holm,
+    ranking,
+    row_ranks,
+    wilcoxon,
+    wilson,
+)
 
-ALPHA = 0.05
 NAN = float("nan")
-WORDS = {
-    "random": "random order",
-    "centre": "centre prior",
-    "difference": "frame difference",
-    "time_mean": "time-mean",
-    "oracle": "the truth",
-}
-"""How anchors are called in tables."""
-ORACLE = "oracle"
-"""The anchor that no method can be expected to beat."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,15 @@ class Score:
         method: its name; of an anchor made from a method's own map, `name of METHOD`.
         anchor: whether this is no method but what one has to beat.
         n: clips with a value. `undefined`: cells whose value is no number. `failed`: cells that failed.
-        mean, std: over clips; std with n - 1. `low`, `high`: 95 % bootstrap interval of the mean.
-        normalised: mean normalised score, NaN where the truth is not known.
+        mean, std: over clips; std with n - 1. `low`, `high`: 95 % interval of the mean, by bootstrap; of hits
+            and misses Wilson's.
+        normalised: of the mean, NaN where the truth is not known.
         forwards, seconds: means.
         best: has the best mean of all methods.
         worse: by how much it is worse than the best, mean over the clips that both have.
         p: Wilcoxon's signed-rank test against the best. `holm`: corrected for all methods of the panel.
-        loses: anchors whose mean is better on the clips that both have.
+        effect: rank-biserial correlation of that test, above 0 where the best is better on most clips.
+        loses: anchors that are better beyond chance.
     """
 
     method: str
@@ -58,75 +58,39 @@ class Score:
     worse: float = NAN
     p: float = NAN
     holm: float = NAN
+    effect: float = NAN
     loses: tuple[str, ...] = ()
 
     @property
     def beaten(self) -> bool:
-        """Whether the best is better than this beyond chance."""
-        return self.holm < ALPHA
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A method that an anchor beats.
-
-    Attributes:
-        panel: where. `method`, `anchor`: which.
-        mean, other: means of the method and of the anchor on the `n` clips that both have.
-        share: of these clips, on how many the anchor is better.
-        p: Wilcoxon's signed-rank test.
-    """
-
-    panel: Panel
-    method: str
-    anchor: str
-    n: int
-    mean: float
-    other: float
-    share: float
-    p: float
-
-    def __str__(self) -> str:
-        m = self.panel.metric
-        return (
-            f"{self.method} loses to {self.anchor} at {m.title} ({self.panel.place}): "
-            f"{self.mean:.3f} against {self.other:.3f}, worse on {self.share:.0%} of {self.n} clips"
-            f" ({p_text(self.p)})"
-        )
-
-
-def p_text(p: float) -> str:
-    """`p = .031`, `p < .001`."""
-    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
-
-
-def called(anchor: str) -> str:
-    """The anchor in words."""
-    return WORDS.get(anchor, anchor.replace("_", " "))
+        """Whether the best is better than this beyond chance, by rank as by mean."""
+        return self.holm < ALPHA and self.effect > 0
 
 
 def scores(
     panel: Panel, failed: Mapping[str, int] | None = None, seed: int = 0
 ) -> tuple[list[Score], list[Loss]]:
-    """Methods, then anchors, each in the order of the run; and where a method loses to an anchor.
+    """Methods, then anchors, each in the order of the run; and where a method does not beat an anchor.
 
     Args:
         panel: the values.
         failed: cells that failed, by method.
         seed: of the bootstrap.
     """
-    means = [_mean(row) for row in panel.values]
-    best = _best(panel, means)
+    best = _best(panel)
     lost = losses(panel)
-    found: list[tuple[float, float]] = []
+    found: list[tuple[float, float, float]] = []
     for i, row in enumerate(panel.values):
         if best is None or i == best:
-            found.append((NAN, NAN))
+            found.append((NAN, NAN, NAN))
             continue
         both = np.isfinite(row) & np.isfinite(panel.values[best])
-        worse = panel.better(panel.values[best][both], row[both])
-        found.append((float(worse.mean()), wilcoxon(worse).p) if len(worse) else (NAN, NAN))
-    corrected = holm([p for _, p in found])
+        first, second = panel.values[best][both], row[both]
+        worse = panel.better(first, second)
+        test = wilcoxon(worse, largest(first, second))
+        found.append((float(worse.mean()), test.p, test.effect) if len(worse) else (NAN, NAN, NAN))
+    corrected = holm([p for _, p, _ in found])
+    hits = panel.hits
     lines = [
         Score(
             name,
@@ -134,14 +98,15 @@ def scores(
             _count(row),
             int(panel.undefined[i]),
             (failed or {}).get(name, 0),
-            *summary(row, seed),
+            *summary(row, seed, hits),
             float(panel.normalised[i]),
             float(panel.forwards[i]),
             float(panel.seconds[i]),
             i == best,
-            *found[i],
+            *found[i][:2],
             corrected[i],
-            tuple(loss.anchor for loss in lost if loss.method == name),
+            found[i][2],
+            tuple(loss.anchor for loss in lost if loss.method == name and loss.shown),
         )
         for i, (name, row) in enumerate(zip(panel.methods, panel.values, strict=True))
     ]
@@ -153,47 +118,46 @@ def scores(
     return lines, lost
 
 
-def losses(panel: Panel) -> list[Loss]:
-    """Where an anchor has the better mean, on the clips that it and the method have."""
-    found: list[Loss] = []
-    if panel.metric.higher is None:
-        return found
-    for anchor, rows in panel.anchors.items():
-        if anchor == ORACLE:
-            continue
-        for i, (name, row) in enumerate(zip(panel.methods, panel.values, strict=True)):
-            other = rows[i] if len(rows) == len(panel.methods) else rows[0]
-            both = np.isfinite(row) & np.isfinite(other)
-            ahead = panel.better(row[both], other[both])
-            if len(ahead) and ahead.mean() < 0:
-                found.append(
-                    Loss(
-                        panel,
-                        name,
-                        called(anchor),
-                        len(ahead),
-                        float(row[both].mean()),
-                        float(other[both].mean()),
-                        float((ahead < 0).mean()),
-                        wilcoxon(ahead).p,
-                    )
-                )
-    return found
+def summary(
+    values: Float[np.ndarray, "n"], seed: int = 0, hits: bool = False
+) -> tuple[float, float, float, float]:
+    """Mean, standard deviation (n - 1), and the ends of the interval; NaN where there are too few values.
 
-
-def summary(values: Float[np.ndarray, "n"], seed: int = 0) -> tuple[float, float, float, float]:
-    """Mean, standard deviation (n - 1), and the ends of the interval; NaN where there are too few values."""
+    Args:
+        values: NaN among them are left out.
+        seed: of the bootstrap.
+        hits: values are 0 and 1, and the interval is Wilson's, unless these are means of several seeds.
+    """
     known = values[np.isfinite(values)]
-    low, high = bootstrap(known, seed=seed)
+    if hits and np.isin(known, (0, 1)).all():
+        low, high = wilson(float(known.sum()), len(known))
+    else:
+        low, high = bootstrap(known, seed=seed)
     std = float(known.std(ddof=1)) if len(known) > 1 else NAN
     return _mean(known), std, float(low), float(high)
 
 
-def rankings(panels: Sequence[Panel]) -> list[tuple[tuple[str, ...], Ranking]]:
-    """Average ranks of the methods over all panels of one metric: at most one entry.
+@dataclass(frozen=True)
+class Ranked:
+    """Average ranks over models.
 
-    A clip is one witness, however many models looked at it: its values are averaged over the models for which
-    every method has one. Methods without a value are left out.
+    Attributes:
+        methods: names. `found`: their ranks and the tests.
+        models: whose ranks these are. `dropped`: that lack a method.
+    """
+
+    methods: tuple[str, ...]
+    found: Ranking
+    models: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def rankings(panels: Sequence[Panel]) -> Ranked | None:
+    """Average ranks of the methods over all panels of one metric; None where nothing can be ranked.
+
+    A clip is one witness, however many models looked at it: methods are ranked for each clip and model, and
+    the ranks of a clip are averaged over the models that have a value of every method there. (Values would
+    not do: the model with the widest range would decide.) Methods without a value are left out.
     """
     methods = list(
         dict.fromkeys(
@@ -203,27 +167,44 @@ def rankings(panels: Sequence[Panel]) -> list[tuple[tuple[str, ...], Ranking]]:
             if np.isfinite(row).any()
         )
     )
+    higher = panels[0].metric.higher if panels else None
+    if higher is None or not methods:
+        return None
     n = max((int(panel.clips.max()) + 1 for panel in panels if len(panel.clips)), default=0)
     sums, counts = np.zeros((n, len(methods))), np.zeros(n)
+    used: dict[str, bool] = {}
     for panel in panels:
+        used.setdefault(panel.model, False)
         if not set(methods) <= set(panel.methods):
             continue
         rows = panel.values[[panel.methods.index(name) for name in methods]]
         whole = np.isfinite(rows).all(axis=0)
-        sums[panel.clips[whole]] += rows[:, whole].T
+        sums[panel.clips[whole]] += row_ranks(rows[:, whole].T, higher)[0]
         counts[panel.clips[whole]] += 1
+        used[panel.model] |= bool(whole.any())
     seen = counts > 0
-    higher = panels[0].metric.higher if panels else None
-    found = None if higher is None else ranking(sums[seen] / counts[seen, None], higher)
-    return [] if found is None else [(tuple(methods), found)]
+    found = ranking(sums[seen] / counts[seen, None], False)
+    models, dropped = (tuple(name for name, is_in in used.items() if is_in == want) for want in (True, False))
+    return None if found is None else Ranked(tuple(methods), found, models, dropped)
 
 
-def _best(panel: Panel, means: Sequence[float]) -> int | None:
-    known = [i for i, mean in enumerate(means) if np.isfinite(mean)]
-    if panel.metric.higher is None:
+def _best(panel: Panel) -> int | None:
+    """The method with the best mean: of those that have nearly all clips, or where none has, on the clips
+    that all have.
+    """
+    values = panel.values
+    some = np.isfinite(values).any(axis=1)
+    if panel.metric.higher is None or not some.any():
         return None
+    enough = complete(panel)
+    if not enough.any():
+        enough = some
+        common = np.isfinite(values[some]).all(axis=0)
+        if not common.any():
+            return None
+        values = values[:, common]
     sign = 1 if panel.metric.higher else -1
-    return max(known, key=lambda i: sign * means[i]) if known else None
+    return max(np.flatnonzero(enough).tolist(), key=lambda i: sign * _mean(values[i]))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tubelens.evaluate.report.cautions import FEW, OWN, Loss, called, cautions, told
 from tubelens.evaluate.report.figures import (
     Curve,
     Drawn,
@@ -20,12 +21,13 @@ from tubelens.evaluate.report.figures import (
 )
 from tubelens.evaluate.report.panels import Metric, Panel
 from tubelens.evaluate.report.read import Results
-from tubelens.evaluate.report.scores import Loss, Score, called, rankings, scores, summary
+from tubelens.evaluate.report.scores import Score, rankings, scores, summary
 from tubelens.evaluate.report.tables import Column, Table
 
 NOT_WORSE = "†"
 LOSES = "⚠"
-SIGNS = f"Bold: best. {NOT_WORSE}: not shown to be worse than the best. {LOSES}: loses to an anchor."
+SIGNS = {NOT_WORSE: "not shown to be worse than the best", LOSES: "loses to an anchor beyond chance"}
+NARROW = f"Bootstrap intervals of fewer than {FEW} clips are too narrow."
 PLACE = (
     Column("network", ("network",)),
     Column("trained on", ("trained",)),
@@ -38,14 +40,14 @@ FULL = (
     Column("std", ("std",), "spread"),
     Column("95 % interval", ("low", "high"), "interval"),
     Column("behind the best by", ("worse",), "value", latex=False),
-    Column("p", ("p",), "p", latex=False),
     Column("p (Holm)", ("holm",), "p"),
     Column("normalised", ("normalised",), "value", latex=False),
-    Column("n", ("n",), "count"),
+    Column("clips", ("n",), "count"),
     Column("undefined", ("undefined",), "count", latex=False),
     Column("failed", ("failed",), "count", latex=False),
-    Column("forwards", ("forwards",), "count", latex=False),
-    Column("seconds", ("seconds",), "seconds", latex=False),
+    Column("p", ("p",), "p", latex=False),
+    Column("forwards of the metric", ("forwards",), "count", latex=False),
+    Column("seconds of the map", ("seconds",), "seconds", latex=False),
 )
 
 
@@ -59,7 +61,7 @@ class Section:
         full: every number.
         classes: means by class; None where there are fewer than two.
         figures: means, curves, ranks, as far as there are any.
-        losses: where a method loses to an anchor.
+        losses: where a method does not beat an anchor. `warnings`: what the reader must be told.
     """
 
     metric: Metric
@@ -68,6 +70,7 @@ class Section:
     classes: Table | None
     figures: tuple[Drawn, ...]
     losses: tuple[Loss, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def section(results: Results, metric: Metric, panels: Sequence[Panel], seed: int = 0) -> Section:
@@ -82,9 +85,11 @@ def section(results: Results, metric: Metric, panels: Sequence[Panel], seed: int
     named = {panel.place: found for panel, found in lines.items()}
     if any(np.isfinite(s.mean) for found in lines.values() for s in found):
         figures.append(means_figure(metric, {k: _few(v) for k, v in named.items()}, look))
-    if curves := curves_of(results, panels):
+    best = {panel: next((s.method for s in found if s.best), "") for panel, found in lines.items()}
+    if curves := curves_of(results, panels, best):
         figures.append(curves_figure(metric, curves, look))
-    figures += [ranks_figure(metric, methods, found) for methods, found in rankings(panels)]
+    if (found := rankings(panels)) is not None:
+        figures.append(ranks_figure(metric, found))
     return Section(
         metric,
         grid(metric, lines) if len(panels) > 1 else None,
@@ -92,18 +97,20 @@ def section(results: Results, metric: Metric, panels: Sequence[Panel], seed: int
         class_table(results, metric, panels),
         tuple(figures),
         tuple(lost),
+        (*(text for panel in panels for text in cautions(panel)), *told(lost)),
     )
 
 
-def curves_of(results: Results, panels: Sequence[Panel]) -> dict[str, list[Curve]]:
-    """Mean curves by place; places without one are left out."""
+def curves_of(results: Results, panels: Sequence[Panel], best: Mapping[Panel, str]) -> dict[str, list[Curve]]:
+    """Mean curves by place; places without one are left out. The time-mean is that of the best method."""
     found = {}
     for panel in panels:
         x, curves = results.curves(panel)
         drawn = [Curve.of(name, x, clips) for name, clips in curves.items()]
+        blind = results.anchor_curves(panel, best.get(panel, "")) if curves else {}
         drawn += [
-            Curve.of(called(name), x, clips, dashed=True)
-            for name, clips in (results.anchor_curves(panel) if curves else {}).items()
+            Curve.of(OF_BEST if name == OWN else called(name), x, clips, dashed=True)
+            for name, clips in blind.items()
         ]
         if any(curve.n for curve in drawn):
             found[panel.place] = [curve for curve in drawn if curve.n]
@@ -120,7 +127,9 @@ def full_table(metric: Metric, lines: Mapping[Panel, Sequence[Score]]) -> Table:
             row["marks"] = {"mean": signs(s)}
             row["warning"] = f"loses to {', '.join(s.loses)}" if s.loses else ""
             rows.append(row)
-    note = f"{metric.direction.capitalize()}; values are of clips, seeds averaged. {SIGNS}"
+    few = any(0 < s.n < FEW for found in lines.values() for s in found)
+    note = f"{metric.direction.capitalize()}; values are of clips, seeds averaged. {legend(rows)}"
+    note += f" {NARROW}" if few else ""
     return Table(
         f"table-{slug(metric.name)}", f"{metric.title}: all numbers", _used(FULL, rows), tuple(rows), note
     )
@@ -171,7 +180,7 @@ def grid(metric: Metric, lines: Mapping[Panel, Sequence[Score]], only: Sequence[
         f"{metric.title}: mean ± standard deviation",
         tuple(columns),
         tuple(rows),
-        f"{metric.direction.capitalize()}. {SIGNS}",
+        f"{metric.direction.capitalize()}. {legend(rows)}",
         headings(places),
     )
 
@@ -182,7 +191,12 @@ def headings(places: Sequence[Panel]) -> tuple[tuple[tuple[str, int], ...], ...]
     if any(panel.spectrum or panel.trained for panel in places):
         levels.append([(panel.network, panel.network) for panel in places])
     if any(panel.spectrum and panel.trained for panel in places):
-        levels.append([(f"trained on {panel.trained}", panel.network + panel.trained) for panel in places])
+        levels.append(
+            [
+                (f"trained on {panel.trained}" if panel.trained else "", f"{panel.network}\n{panel.trained}")
+                for panel in places
+            ]
+        )
     found = []
     for level in levels:
         grouped = [list(group) for _, group in groupby(level, key=lambda pair: pair[1])]
@@ -192,8 +206,16 @@ def headings(places: Sequence[Panel]) -> tuple[tuple[tuple[str, int], ...], ...]
 
 def signs(s: Score) -> str:
     """What stands behind a value."""
-    tied = NOT_WORSE if not s.best and not s.anchor and s.holm >= 0.05 else ""
+    tied = NOT_WORSE if not (s.best or s.anchor or s.beaten or np.isnan(s.holm)) else ""
     return tied + (LOSES if s.loses else "")
+
+
+def legend(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What bold type and signs mean, as far as there are any."""
+    there = "".join(text for row in rows for text in row.get("marks", {}).values())
+    said = ["Bold: best"] if any(row.get("bold") for row in rows) else []
+    said += [f"{sign}: {words}" for sign, words in SIGNS.items() if sign in there]
+    return "".join(f"{text}. " for text in said).strip()
 
 
 OF_BEST = "time-mean of the best"
@@ -254,7 +276,7 @@ def accuracy_table(results: Results) -> Table:
         for spectrum in dict.fromkeys(of[p["model"] == m].tolist()):
             mine = (p["model"] == m) & (of == spectrum)
             known = mine & (p["label"] >= 0)
-            mean, _, low, high = summary((p["label"] == p["predicted"])[known].astype(float))
+            mean, _, low, high = summary((p["label"] == p["predicted"])[known].astype(float), hits=True)
             rows.append(
                 {
                     "network": results.facts.network(m),
@@ -271,16 +293,38 @@ def accuracy_table(results: Results) -> Table:
         Column("95 % interval", ("low", "high"), "interval"),
         Column("mean probability", ("prob",), "value"),
     )
-    note = "Of clips whose class is known; the probability is that of the class that is explained."
+    note = "Of clips whose class is known; Wilson's interval; the probability is that of the predicted class."
     return Table("accuracy", "Accuracy of the models", _used(columns, rows), tuple(rows), note)
+
+
+FAILURES = (
+    *(Column(name, (name,)) for name in ("clip", "model", "method", "metric", "kind", "reason")),
+    Column("attempts", ("attempts",), "count"),
+)
+REASONS = (
+    *(Column(name, (name,)) for name in ("reason", "kind", "model", "method", "metric")),
+    Column("clips", ("n",), "count"),
+    Column("such as", ("clip",)),
+)
+
+
+def reason_table(failures: Table) -> Table:
+    """The same, a line for each reason."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    clips: dict[tuple[str, ...], set[str]] = {}
+    for row in failures.rows:
+        reason = str(row["reason"]).replace(str(row["clip"]), "CLIP")
+        key = (reason, *(str(row[name]) for name in ("kind", "model", "method", "metric")))
+        rows.setdefault(key, {**row, "reason": reason})
+        clips.setdefault(key, set()).add(str(row["clip"]))
+    lines = [row | {"n": len(clips[key])} for key, row in rows.items()]
+    lines.sort(key=lambda row: -row["n"])
+    return Table("reasons", "Reasons", REASONS, tuple(lines))
 
 
 def failure_table(results: Results) -> Table:
     """What could not be done, and why."""
-    columns = (
-        *(Column(name, (name,)) for name in ("clip", "model", "method", "metric", "kind", "reason")),
-        Column("attempts", ("attempts",), "count"),
-    )
+    columns = FAILURES
     rows = tuple(
         asdict(f) | {key: getattr(f, key) or "all" for key in ("model", "method", "metric")}
         for f in results.failures

@@ -21,6 +21,8 @@ SINGLE = 512
 """Up to so many values, a bootstrap draws each by itself; of more, those in the middle in bins."""
 EXACT = 50
 """Up to so many differences, the signed-rank test is exact."""
+FLAT = 1e-6
+"""Values that differ by no more than this share of their size are equal: the rest is rounding."""
 
 
 def bootstrap(
@@ -101,6 +103,19 @@ def _product(counts: np.ndarray, columns: np.ndarray, rows: int = 1000) -> np.nd
     return np.concatenate(parts)
 
 
+def wilson(hits: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `n` (Wilson 1927); unlike a bootstrap it knows that 12 of 12 is no
+    certainty. NaN without any.
+    """
+    if n < 1:
+        return math.nan, math.nan
+    z = 1.959963984540054
+    share, room = hits / n, z**2 / n
+    middle = (share + room / 2) / (1 + room)
+    half = z / (1 + room) * math.sqrt(share * (1 - share) / n + room / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def ranked(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """Ranks from 1, smallest first; equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -125,7 +140,7 @@ class SignedRank:
     effect: float
 
 
-def wilcoxon(differences: Float[np.ndarray, "n"]) -> SignedRank:
+def wilcoxon(differences: Float[np.ndarray, "n"], scale: float = 0.0) -> SignedRank:
     """Wilcoxon's signed-rank test that differences are symmetric about zero (Wilcoxon 1945).
 
     Zeros are left out, ties share their ranks. Up to `EXACT` differences the distribution over all 2^n signs
@@ -134,8 +149,9 @@ def wilcoxon(differences: Float[np.ndarray, "n"]) -> SignedRank:
 
     Args:
         differences: of paired values, one a clip, no NaN.
+        scale: the largest size of these values; differences up to `FLAT` of it are zeros.
     """
-    nonzero = differences[differences != 0]
+    nonzero = differences[np.abs(differences) > FLAT * scale]
     n = len(nonzero)
     if not n:
         return SignedRank(0, 0.0, 1.0, 0.0)
@@ -206,22 +222,18 @@ def ranking(values: Float[np.ndarray, "n k"], higher: bool) -> Ranking | None:
     `1 - sum (t^3 - t) / (n k (k^2 - 1))` for ties; critical difference `q sqrt(k (k + 1) / (6 n))`.
 
     Args:
-        values: a row a clip, a column a method; rows with NaN are left out.
+        values: a row a clip, a column a method; rows with NaN are left out. Values of a row that differ by
+            `FLAT` of its largest are equal.
         higher: whether higher is better.
 
     Returns:
         None where fewer than two methods or two clips are left.
     """
-    whole = values[~np.isnan(values).any(axis=1)] * (-1 if higher else 1)
+    whole = values[~np.isnan(values).any(axis=1)]
     n, k = whole.shape
     if n < 2 or k < 2:
         return None
-    ranks = np.full((n, k), 0.5)
-    ties = 0.0
-    for j in range(k):  # k is small: counting beats sorting every row
-        same = (whole == whole[:, j : j + 1]).sum(axis=1)
-        ranks[:, j] += (whole < whole[:, j : j + 1]).sum(axis=1) + same / 2
-        ties += float((same.astype(np.float64) ** 2 - 1).sum())  # summed over its t members: t^3 - t
+    ranks, ties = row_ranks(whole, higher)
     means = ranks.mean(axis=0)
     even = 1 - ties / (n * k * (k**2 - 1))
     chi2, p = 0.0, 1.0
@@ -231,6 +243,25 @@ def ranking(values: Float[np.ndarray, "n k"], higher: bool) -> Ranking | None:
         p = float(torch.special.gammaincc(half[0], half[1]))
     distance = nemenyi(k) * math.sqrt(k * (k + 1) / (6 * n))
     return Ranking(tuple(map(float, means)), n, chi2, p, distance, _alike(np.sort(means), distance))
+
+
+def row_ranks(values: Float[np.ndarray, "n k"], higher: bool) -> tuple[Float[np.ndarray, "n k"], float]:
+    """Ranks within every row, 1 the best, equal ones sharing the mean of theirs; and the sum of t^3 - t over
+    all ties of t values.
+    """
+    rows = values * (-1 if higher else 1)
+    order = np.argsort(rows, axis=1, kind="stable")
+    apart = np.diff(np.take_along_axis(rows, order, axis=1), axis=1)
+    steps = np.cumsum(apart > FLAT * np.abs(rows).max(axis=1, keepdims=True, initial=0), axis=1)
+    level = np.zeros(rows.shape, dtype=int)
+    np.put_along_axis(level, order[:, 1:], steps, axis=1)
+    ranks = np.full(rows.shape, 0.5)
+    ties = 0.0
+    for j in range(rows.shape[1]):  # few columns
+        same = (level == level[:, j : j + 1]).sum(axis=1)
+        ranks[:, j] += (level < level[:, j : j + 1]).sum(axis=1) + same / 2
+        ties += float((same.astype(np.float64) ** 2 - 1).sum())  # summed over its t members: t^3 - t
+    return ranks, ties
 
 
 def _alike(ordered: np.ndarray, distance: float) -> tuple[tuple[int, int], ...]:

@@ -6,11 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["text", "count", "value", "spread", "interval", "pair", "p", "share", "seconds"]
 NOTHING = "–"
+SETTLED = ("metric", "model", "network", "trained", "spectrum", "n")
+"""Fields that may stand in the title where all lines have the same."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,64 @@ def is_bold(row: Mapping[str, Any], column: Column) -> bool:
 def to_csv(table: Table) -> str:
     """All fields in full precision; empty where there is nothing."""
     fields = [key for column in table.columns for key in column.fields]
-    extra = [key for key in ("anchor", "warning") if any(row.get(key) for row in table.rows)]
+    extra = [
+        key
+        for key in ("anchor", "best", "marks", "warning")
+        if any(_told(row).get(key) for row in table.rows)
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*fields, *extra])
     for row in table.rows:
-        writer.writerow([_plain(row.get(key)) for key in [*fields, *extra]])
+        writer.writerow(
+            [_plain(row.get(key)) for key in fields] + [_plain(_told(row).get(key)) for key in extra]
+        )
     return text.getvalue()
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says beside its numbers: the fields that are the best, and signs, where there are any."""
+    signs = [f"{key} {text}" for key, text in row.get("marks", {}).items() if text]
+    return {
+        "anchor": bool(row.get("anchor")),
+        "best": "; ".join(field for field in row.get("bold", ()) if field != "std"),
+        "marks": "; ".join(signs),
+        "warning": row.get("warning", ""),
+    }
+
+
+def to_json(table: Table) -> list[dict[str, Any]]:
+    """Lines ready for JSON: what is no number is null, and what a line has besides only where it has it."""
+    return [
+        {key: _json(row.get(key)) for column in table.columns for key in column.fields}
+        | {key: value for key, value in _told(row).items() if value}
+        for row in table.rows
+    ]
+
+
+def _json(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def slim(table: Table) -> Table:
+    """Without columns that say the same in every line: that goes into the title."""
+    said, kept = [], []
+    for column in table.columns:
+        values = {shown(row, column) for row in table.rows}
+        if column.fields[0] in SETTLED and len(values) == 1 and not table.above:
+            if text := values.pop():
+                plain = column.fields[0] in ("model", "network", "metric")
+                said.append(
+                    text
+                    if plain
+                    else f"{text} {column.title}"
+                    if column.kind == "count"
+                    else f"{column.title} {text}"
+                )
+        else:
+            kept.append(column)
+    title = f"{table.title} ({', '.join(said)})" if said else table.title
+    return replace(table, title=title, columns=tuple(kept))
 
 
 def _plain(value: Any) -> Any:

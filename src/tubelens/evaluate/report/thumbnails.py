@@ -16,10 +16,12 @@ from tubelens.evaluate.report.panels import Panel
 from tubelens.evaluate.report.read import Results
 from tubelens.evaluate.report.scores import scores
 from tubelens.evaluate.report.tables import Column, Table
+from tubelens.evaluate.report.videos import frames_of
 from tubelens.explanation import Explanation
 from tubelens.render.compose import look
 from tubelens.render.paper import Row, pictures_of
-from tubelens.render.source import Moments, open_source
+from tubelens.render.source import Moments
+from tubelens.video import Frames
 
 SIDE = 240
 """Pixels of the longer side of a picture."""
@@ -49,7 +51,9 @@ class Extreme:
     why: str = ""
 
 
-def extremes(results: Results, panel: Panel, each: int, pictures: bool) -> list[Extreme]:
+def extremes(
+    results: Results, panel: Panel, each: int, pictures: bool, data: str | Path | None = None
+) -> list[Extreme]:
     """The best and the worst clips of the panel's best method, best first.
 
     Args:
@@ -57,6 +61,7 @@ def extremes(results: Results, panel: Panel, each: int, pictures: bool) -> list[
         panel: its values.
         each: how many at either end.
         pictures: whether to draw them.
+        data: folder where videos are looked for that are not where they were.
     """
     if panel.metric.higher is None:
         return []
@@ -71,7 +76,7 @@ def extremes(results: Results, panel: Panel, each: int, pictures: bool) -> list[
     found = []
     for at, worst in [*((i, False) for i in top), *((i, True) for i in bottom)]:
         clip, method = int(panel.clips[at]), panel.methods[best[0]]
-        picture, why = _picture(results, clip, panel.model, method) if pictures else ("", "")
+        picture, why = _picture(results, clip, panel.model, method, data) if pictures else ("", "")
         row = results.facts.clips[clip]
         label = results.facts.label(clip)
         found.append(Extreme(panel, clip, row.name, label, method, float(values[at]), worst, picture, why))
@@ -104,27 +109,28 @@ def extreme_table(found: Sequence[Extreme]) -> Table:
     return Table("extremes", "Best and worst clips", columns, rows, "Of the method with the best mean.")
 
 
-def _picture(results: Results, clip: int, model: str, method: str) -> tuple[str, str]:
+def _picture(
+    results: Results, clip: int, model: str, method: str, data: str | Path | None
+) -> tuple[str, str]:
     """Data URI, or why there is none."""
     try:
         explanation = results.explanation(clip, model, method)
         if explanation is None:
             return "", "no map was stored"
-        out = io.BytesIO()
-        Image.fromarray(middle(explanation)).save(out, "JPEG", quality=85)
+        row, out = results.facts.clips[clip], io.BytesIO()
+        video = frames_of(row.name, explanation.source, row.facts.get("path"), data)
+        Image.fromarray(middle(explanation, video)).save(out, "JPEG", quality=85)
     except TubelensError as error:  # gone, moved or changed: the page shows without it
-        path = results.facts.clips[clip].name
-        gone = " (the video is no longer there)" if not Path(path).exists() else ""
-        return "", f"not drawn: {error}{gone}"
+        return "", f"not drawn: {error}"
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii"), ""
 
 
-def middle(explanation: Explanation) -> np.ndarray:
-    """The frame in the middle of the explained span with its heat, `(h, w, 3)` uint8."""
+def middle(explanation: Explanation, video: Frames) -> np.ndarray:
+    """The frame in the middle of the explained span with its heat, `(h, w, 3)` uint8; closes the video."""
     h, w = explanation.source.size
     share = min(1.0, SIDE / max(h, w))
     size = (max(1, round(h * share)), max(1, round(w * share)))
-    with open_source(explanation.source) as video:
+    with video:
         shown = Moments.of(video, [explanation]).spread(1)
         drawn = pictures_of(
             video, shown, [explanation], [Row("heat", explanation, "heat")], look("heat"), size

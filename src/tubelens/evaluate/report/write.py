@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,30 @@ from tubelens.evaluate.report.page import (
     page,
     warning_box,
 )
-from tubelens.evaluate.report.presets import Preset, preset, short
+from tubelens.evaluate.report.presets import Preset, preset
+from tubelens.evaluate.report.provenance import provenance_table
 from tubelens.evaluate.report.read import Results, read
-from tubelens.evaluate.report.sections import Section, accuracy_table, failure_table, section
-from tubelens.evaluate.report.tables import Table, to_csv, to_latex
+from tubelens.evaluate.report.sections import Section, accuracy_table, failure_table, reason_table, section
+from tubelens.evaluate.report.tables import Table, to_csv, to_json, to_latex
 from tubelens.evaluate.report.thumbnails import Extreme, extreme_table, extremes
 
+MOST = 500
+"""So many failures are in the page and in JSON; the CSV has all."""
 PLACES = 6
 """Of so many places, pictures of clips are shown."""
 READING = (
     "A value belongs to a clip: seeds are averaged first, and intervals, tests and ranks draw clips."
-    " Intervals: 95 %, percentile bootstrap of the mean, 10,000 resamples (1,000 for curves), seeded. p:"
-    " Wilcoxon's signed-rank test against the best method on the clips that both have, two-sided, exact up to"
-    " 50 differences; Holm's correction over the methods of a model and a spectrum. Ranks: Friedman's test"
-    " and Nemenyi's critical difference, over clips that have every method. Anchors look at no model (the"
-    " time-mean has the method's own places, not its times); the truth is what is there to be found. A large"
-    " p shows nothing: it does not show that two methods are alike."
+    " Intervals: 95 %, percentile bootstrap of the mean, 10,000 resamples (1,000 for curves), seeded;"
+    " Wilson's for hits and misses. A bootstrap interval of fewer than 10 clips is too narrow. p:"
+    " Wilcoxon's signed-rank test against the best method on the clips that both have, two-sided, exact"
+    " up to 50 differences; Holm's correction over the methods of a model and a spectrum. Differences of"
+    " a millionth of the values are none. A method is called worse, or beaten, only where its mean and"
+    " the ranks of the differences agree; the best has the best mean of the methods with at least 95 %"
+    " of the clips. Normalised: the means put on a line from a random order (0) to the truth (1). Ranks:"
+    " Friedman's test and Nemenyi's critical difference, of ranks within a clip and a model, over clips"
+    " that have every method. Anchors look at no model (the time-mean has the method's own places, not"
+    " its times); the truth is what is there to be found. A large p shows nothing: it does not show that"
+    " two methods are alike."
 )
 NOTHING = "There are no scores in this run yet."
 
@@ -48,7 +55,7 @@ class Report:
     Attributes:
         out: the folder. `files`: in it, the page first.
         tables: every table. `figures`: every figure.
-        warnings: methods that lose to an anchor; what a preset misses.
+        warnings: methods that lose to an anchor; what a preset misses; what else is to be read with care.
         cells, clips, failures: counts.
     """
 
@@ -70,14 +77,7 @@ class Report:
             "clips": self.clips,
             "failures": self.failures,
             "warnings": list(self.warnings),
-            "tables": {
-                table.name: [
-                    {key: _json(row.get(key)) for c in table.columns for key in c.fields}
-                    | ({"anchor": True} if row.get("anchor") else {})
-                    for row in table.rows
-                ]
-                for table in self.tables
-            },
+            "tables": {table.name: to_json(_capped(table)) for table in self.tables},
         }
 
 
@@ -87,6 +87,7 @@ def write_report(
     *,
     layout: str | None = None,
     thumbnails: int = 4,
+    data: str | Path | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
@@ -97,6 +98,7 @@ def write_report(
         out: folder to make, by default `report` in that of the run.
         layout: name of a preset, such as `icpr2022`, whose tables come first.
         thumbnails: how many of the best and of the worst clips to show, of each model and spectrum.
+        data: folder where videos are looked for that are not where they were.
         seed: of the bootstrap.
         progress: called with (metrics done, metrics).
 
@@ -114,7 +116,7 @@ def write_report(
         for done, panels in enumerate(groups.values()):
             found.append(section(results, panels[0].metric, panels, seed))
             progress(done + 1, len(groups))
-        ends = _extremes(results, thumbnails)
+        ends = _extremes(results, thumbnails, data)
         tables, figures = _all(results, found, first, ends)
         files = [folder / "report.html"]
         files[0].write_text(_page(results, found, first, ends), encoding="utf-8")
@@ -124,7 +126,9 @@ def write_report(
         for drawn in figures:
             files += [_write(folder / "figures" / f"{drawn.name}.png", drawn.png())]
             files += [_write(folder / "figures" / f"{drawn.name}.svg", drawn.svg.encode())]
-        warnings = [str(loss) for s in found for loss in s.losses] + list(first.missing if first else ())
+        shown = [str(loss) for s in found for loss in s.losses if loss.shown]
+        rest = [text for s in found for text in s.warnings if text not in shown]
+        warnings = [*shown, *(first.missing if first else ()), *rest]
         report = Report(
             target,
             tuple(target / path.relative_to(folder) for path in files),
@@ -149,18 +153,29 @@ def _all(
         accuracy_table(results),
         extreme_table(ends),
         failure_table(results),
+        provenance_table(results),
     ]
     figures = [*(first.figures if first else ()), *(d for s in found for d in s.figures)]
-    return [table for table in tables if table.rows], figures
+    return [
+        table for table in tables if table.rows and not (table.name == "provenance" and not found)
+    ], figures
 
 
-def _extremes(results: Results, each: int) -> list[Extreme]:
+def _capped(table: Table) -> Table:
+    return replace(table, rows=table.rows[:MOST]) if table.name == "failures" else table
+
+
+def _extremes(results: Results, each: int, data: str | Path | None) -> list[Extreme]:
     """Ends of the metric that most people look at: insertion, or else the first."""
     groups = results.of_metric()
     if not groups:
         return []
-    chosen = next((name for name in groups if short(name) == "insertion"), next(iter(groups)))
-    return [e for i, panel in enumerate(groups[chosen]) for e in extremes(results, panel, each, i < PLACES)]
+    chosen = next(
+        (name for name, some in groups.items() if some[0].metric.short == "insertion"), next(iter(groups))
+    )
+    return [
+        e for i, panel in enumerate(groups[chosen]) for e in extremes(results, panel, each, i < PLACES, data)
+    ]
 
 
 def _page(results: Results, found: Sequence[Section], first: Preset | None, ends: Sequence[Extreme]) -> str:
@@ -183,8 +198,9 @@ def _page(results: Results, found: Sequence[Section], first: Preset | None, ends
     links += [("failures", "failures")] if failures.rows else []
     links += [("how to read this", "reading")]
     name = results.path.resolve().name
-    lost = [str(loss) for s in found for loss in s.losses]
-    worst = f"{len(lost)} times a method loses to an anchor; each is told at its metric" if lost else ""
+    lost = sum(loss.shown for s in found for loss in s.losses)
+    times = "Once a method loses" if lost == 1 else f"{lost} times a method loses"
+    worst = f"{times} to an anchor beyond chance; each is told at its metric" if lost else ""
     parts = [
         head(
             f"Tubelens: {name}",
@@ -205,12 +221,17 @@ def _page(results: Results, found: Sequence[Section], first: Preset | None, ends
     if ends:
         parts += ['<h2 id="clips">Best and worst clips</h2>', clips(ends)]
     if failures.rows:
-        inside = html_table(failures)
-        many = len(failures.rows) > 20
-        parts += ['<h2 id="failures">Failures</h2>', folded("All failures", inside) if many else inside]
+        n, many = len(failures.rows), len(failures.rows) > 20
+        inside = html_table(_capped(failures))
+        cut = (
+            f"The first {MOST} of {n:,}; all are in tables/failures.csv" if n > MOST else f"All {n} failures"
+        )
+        parts += ['<h2 id="failures">Failures</h2>', html_table(_first(reason_table(failures)))]
+        parts += [folded(cut, inside) if many else inside]
     settings = json.dumps(results.settings, indent=1, ensure_ascii=False)
     parts += [
         f'<h2 id="reading">How to read this</h2><p>{READING}</p>',
+        folded("How the run came about", html_table(provenance_table(results))),
         folded("Settings of the run", f"<pre>{_escape(settings)}</pre>"),
     ]
     return page(f"Tubelens: {name}", parts)
@@ -226,5 +247,6 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _first(table: Table, n: int = 30) -> Table:
+    more = len(table.rows) - n
+    return replace(table, rows=table.rows[:n], note=f"And {more:,} more." if more > 0 else table.note)
