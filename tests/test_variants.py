@@ -70,7 +70,7 @@ def test_scored_as_one_queue(clip: Clip):
 def test_masks_come_along_where_masks_made_the_versions(clip: Clip):
     masks = Grids(6, SIZE, (2, 2, 2), 0.5, seed=3)
     box = BlackBox(lambda clips: clips.mean(dim=(2, 3, 4)), output="probs")
-    part = next(iter(score_masked(box, clip, masks, Mean(), [Prob(0)])))
+    part = next(iter(score_masked(box, clip, masks, Mean(), [Prob(0)], Run(batch=6))))
     assert torch.equal(part.masks, masks.batch(0, 6))
     assert len(next(iter(score_variants(box, clip, family(clip), [Prob(0)]))).masks) == 0
 

@@ -11,11 +11,11 @@ back on a favourite class), some without the other objects (which must not matte
 activations keeps them where the evidence is.
 
 The bundled network spends most of its steps on very short clips, many at a time: shapes are learned from many
-different objects, and the frames of one clip all show the same. So do the small ones, but for `order` and
-`transient`, which need all frames. Their first clips come without distractors too (not those of `order`,
-which learns without that, nor of `shortcut`, which is to choose between two things): what decides covers one
-to ten percent of the voxels, and the mean over them hides it until it is known.
-
+different objects, and the frames of one clip all show the same. So do the small ones, but for `order`, which
+needs all frames. Their first clips come without distractors too (not those of `order`, which learns without
+that, nor of `shortcut`, which is to choose between two things): what decides covers a few percent of the
+voxels, and the mean over them hides it until it is known. `transient` has its habits from the start: where
+no clip is empty, a network needs no detector for one of the classes, and later does not find it any more.
 `xor` is also told at first which two cues it sees, by a layer that is thrown away: neither cue alone has to
 do with the class, so there is no slope to learn them on.
 

@@ -18,6 +18,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,8 @@ class RunStore(RunReader):
             if not tables:
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
-                from tubelens import __version__  # the package is whole only when this is called
-
-                made = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__}
+                date = datetime.now(UTC).isoformat(timespec="seconds")
+                made = {"date": date, "version": version("tubelens")}
                 rows = [("format", FORMAT), ("settings", text), ("made", json.dumps(made))]
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
                 return

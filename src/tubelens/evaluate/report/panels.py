@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from tubelens.store.cells import ANCHORS, Row
 
 Rows = Sequence[Row]
-SAME = 1e-6
+SAME = 1e-5
 """An anchor is shared by all methods where it differs among them by no more, relative to its size."""
 
 
