@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2)
 
-.PHONY: demo test check lint types layers test-all bench bench-planted train clean
+.PHONY: demo test check lint types layers test-all bench bench-planted bench-tasks train clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tubelens demo --out tubelens-demo
@@ -34,8 +34,15 @@ bench: $(STAMP)
 bench-planted: $(STAMP)
 	$(BIN)/python benchmarks/planted_methods.py --write docs/planted.md
 
+bench-tasks: $(STAMP)
+	$(BIN)/python benchmarks/planted_bench.py --write docs/planted_tasks.md
+
 train: $(STAMP)
 	$(BIN)/python -m tubelens.evaluate.train --out src/tubelens/zoo/planted.safetensors
+	for name in order transient infrared xor honest shortcut labels; do \
+	  $(BIN)/python -m tubelens.evaluate.train --task $$name \
+	    --out src/tubelens/zoo/planted_$$name.safetensors || exit 1; \
+	done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
