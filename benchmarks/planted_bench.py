@@ -36,7 +36,7 @@ Written by `make bench-tasks`. A task is a way in which evidence can be hidden; 
 | key | the shape of one object |
 | dir | the direction of one object |
 | order | which of two events comes first |
-| transient | the shape of what is there in two frames of sixteen |
+| transient | the colour of what is there in two frames of sixteen |
 | infrared | a direction that only the fourth of four bands shows |
 | xor | whether a visible cue and an infrared one agree |
 | honest, shortcut | on the same clips, the direction of an object, and the colour of a mark |
@@ -56,6 +56,23 @@ RANDOM = """
 Average precision of the same methods on the same networks with random weights. A map of the decision falls to
 random; what stays above shows the picture.
 
+"""
+READING = """
+## Reading it
+
+- Whoever looks finer than the last layer's grid wins: `gated`, guided gradients, and the surrogates
+  (`lime`, `shap`), which pay with three hundred forwards. The gradient CAMs agree with each other,
+  because the grid is what limits them: most of all on `order` and the pair, whose objects cover a few
+  cells.
+- Against random weights the CAMs fall to a random order. Surrogates, `occlusion` and `gated` stay above
+  it on some clips: also a random network answers to a bright object that is taken away, and its answer is
+  rightly found there. Intervals are wide.
+- Methods whose maps are nearly those of a wrong class (`pyramid`, `eigencam`, `fem`) score well on
+  *where* and say little on *why*; the mass on distractors shows it.
+- Whatever works on `honest` and `shortcut` must move with the network, on the same pixels: all do, the
+  coarser ones less.
+- On the white box only two small boxes count, among others that look alike: maps that are coarse by
+  choice (`occlusion`, `extremal`) cannot be right there.
 """
 PAIR = """
 ## The same clips, two networks
@@ -78,7 +95,7 @@ def page(main: Table, randomised: Table | None) -> str:
     if randomised is not None:
         parts += [RANDOM, as_markdown(*randomised.part(random_weights=True).grid("ap")), "\n"]
     notes = "\n".join(f"- {note}" for note in main.notes())
-    return "".join([*parts, f"\n## What does not count\n\n{notes}\n"])
+    return "".join([*parts, READING, f"\n## What does not count\n\n{notes}\n"])
 
 
 def run(

@@ -19,7 +19,7 @@ from tubelens.explanation import Explanation
 from tubelens.layout import Grid
 from tubelens.loading import class_count
 from tubelens.methods import method as method_named
-from tubelens.methods.protocol import FromCapture, Method
+from tubelens.methods.protocol import FromCapture, Method, refusal
 from tubelens.methods.record import predictions
 from tubelens.model import Model, TorchModel, network
 from tubelens.running import RUN, Budget, Progress, Run
@@ -143,10 +143,8 @@ def explain_all(
 
 def _possible(model: Model, method: Any) -> None:
     """Whether the method can explain the model at all."""
-    if not isinstance(method, Method):
-        raise OptionError(
-            f"{method!r} is not a method (`tubelens methods` lists them; `explain_all` takes several)"
-        )
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise OptionError(f"{refusal(method)} (`tubelens methods` lists them; `explain_all` takes several)")
     if method.needs != "scorer":
         network(model, type(method).__name__)
 

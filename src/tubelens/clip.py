@@ -105,6 +105,10 @@ class Clip:
                 f"{self.source.name}: {self.pixels.shape[0]} channels but {len(self.bands)} band names"
             )
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.pixels.shape))
+        return f"<Clip {shape} {','.join(self.bands)} of {self.source.name}>"
+
     @property
     def size(self) -> tuple[int, int, int]:
         """Frames, height and width."""

@@ -342,7 +342,8 @@ def network(model: Scorer, who: str) -> TorchModel:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on an accelerator or on the CPU (a plain RuntimeError there)."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    said = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
 
 def checked(scores: Float[Tensor, "b k"], name: str) -> Float[Tensor, "b k"]:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from tests.cli.commands import LABELS, SCRIPT, TINY, decoded, default_layer, don
 from tests.videos import coded_video, read_code
 from tubelens.cli import VERBS, parse
 from tubelens.cli.show import print_table
+from tubelens.errors import OptionError
+from tubelens.methods import METHODS
+from tubelens.metrics import METRICS
 
 # ── help ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -57,6 +61,65 @@ def test_methods() -> None:
     assert re.search(r"^ *tubes +layers +1 F \+ 1 B_h", done("methods").out, re.M)
     (entry,) = [e for e in done("methods", "--json").json if e["name"] == "tubes"]
     assert set(entry) == {"name", "needs", "cost", "source"}
+
+
+def test_one_method_and_one_metric() -> None:
+    said = done("methods", "rise").out
+    assert said.startswith("rise: tubelens.RISE\n")
+    for option, default, values in (("n", 2000, "int"), ("normaliser", "density", r"density \| published")):
+        assert re.search(rf"^ *{option} +{default} +{values} *$", said, re.M)
+    said = done("metrics", "insertion(steps=16)").out
+    assert said.startswith("insertion: tubelens.Insertion\n\nArea under")
+    assert re.search(r"^better: +higher$", said, re.M)
+    assert re.search(r"^ *score +prob +prob \| logit *$", said, re.M)
+    for verb, table in (("methods", METHODS), ("metrics", METRICS)):
+        for name, entry in table.items():
+            found = done(verb, name, "--json").json
+            assert hasattr(tl, found["class"].removeprefix("tubelens.")), found["class"]
+            assert [o["name"] for o in found["options"]] == [f.name for f in fields(entry.make) if f.init]
+            assert found["says"]
+            assert "object at 0x" not in str(found)
+    for verb, word in (("methods", "method 'risee'"), ("metrics", "metric 'risee'")):
+        ran = tubelens(verb, "risee")
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith(f"tubelens: unknown {word}")
+
+
+def test_ones_own_metric_is_told_too() -> None:
+    example = Path(__file__).parents[2] / "examples" / "own_metric.py"
+    found = done("metrics", f"{example}:Flicker", "--json").json
+    assert (found["class"], found["better"], found["truth"]) == ("own_metric.Flicker", "lower", "-")
+    assert found["options"] == [{"name": "seed", "default": "0", "values": "int"}]
+
+
+def test_planted_tells_where_other_metrics_run() -> None:
+    ran = tubelens("planted", "--metric", "insertion")
+    assert ran.code == 2
+    assert "here are only the measures of localisation, ap, " in ran.err
+    assert "`tubelens evaluate planted:TASK --metric ...`" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (object(), r"^<object .*> is not a method: lacks needs, explains, a call; its call takes"),
+        (len, "is not a method: lacks needs, explains; its call takes \\(model, clip, targets, run\\)"),
+        (tl.RISE, "^RISE is a class and not a method yet: write RISE\\(\\)"),
+    ],
+)
+def test_what_is_no_method_hears_what_it_lacks(given: object, said: str) -> None:
+    model = tl.load_model("nets.py:make")
+    with pytest.raises(OptionError, match=said):
+        tl.explain(model, model.read("a.mp4"), given)
+
+
+def test_a_clip_is_printed_in_one_line() -> None:
+    model = tl.load_model("nets.py:make")
+    clip = model.read("a.mp4")
+    assert repr(clip) == "<Clip 3x8x24x24 R,G,B of a.mp4>"
+    assert clip == clip
+    assert clip != model.read("a.mp4")
+    assert len({clip, clip}) == 1
 
 
 def test_layers() -> None:

@@ -100,8 +100,10 @@ def test_twenty_kills_change_nothing(tmp_path: Path, whole: tuple[dict[str, list
                 code = kill(child)
             else:
                 code = ended(child)
-            if code == 0:
+            if code == 0 and not contents(run)["failures"]:
                 break
+            if code == 0:  # two kills in one unit look like a clip that kills: the next call tries it again
+                continue
             assert code == -signal.SIGKILL
             kills += 1
             done = units_are_whole(run, expected)
@@ -137,9 +139,9 @@ def test_kills_of_fresh_processes(tmp_path: Path, whole: tuple[dict[str, list[An
                 time.sleep(float(generator.uniform(0, 2)))
                 child.kill()
                 finished = child.stdout.read() == "done\n"
-            if finished:
+            if finished and not contents(run)["failures"]:
                 break
-            kills += 1
+            kills += not finished
             units_are_whole(run, expected)
         assert contents(run) == expected
 

@@ -212,9 +212,9 @@ def test_only_what_is_missing_is_done(tmp_path: Path, monkeypatch: pytest.Monkey
     assert go(2, ("gradcam", "saliency"), Sparseness()) == (4, 0)
     assert sorted(explained) == sorted([("GradCAM",), ("Saliency",)] * 2)
     assert go(2, ("gradcam", "saliency"), Sparseness()) == (0, 4)
-    assert (explained, net.module.seen) == ([], 0)
+    assert (explained, net.module.seen) == ([], 1)  # to see whether it is the same model
     assert go(2, ("gradcam", "saliency"), (Sparseness(), Energy())) == (2, 4)  # clip 0 has no truth
-    assert (explained, net.module.seen) == ([], 0)  # the maps were there
+    assert (explained, net.module.seen) == ([], 1)  # the maps were there
     assert go(2, ("gradcam", "saliency", "layercam"), Sparseness()) == (2, 4)
     assert explained == [("LayerCAM",)] * 2
     assert go(3, "gradcam", Sparseness()) == (1, 2)
@@ -243,7 +243,7 @@ def test_activation_methods_share_a_forward(tmp_path: Path) -> None:
     shared = ("gradcam", "layercam", "hirescam", "eigencam")
     net.module.seen = 0
     small(tmp_path / "run", 1, model=net, method=shared, metric=Sparseness())
-    assert net.module.seen == 2  # what the model says, and one capture
+    assert net.module.seen == 3  # what it is, what it says, and one capture
 
 
 def test_map_only_runs(tmp_path: Path) -> None:
@@ -308,6 +308,9 @@ def test_threads_and_randomness_are_left_as_they_were(tmp_path: Path) -> None:
         ({"seeds": (1, 1)}, "seeds must be"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"threads": -1}, "threads must be at least 1"),
+        ({"threads": 1025}, "threads must be at most 1024"),
+        ({"seeds": (2**63,)}, "seeds must be whole numbers from 0 to"),
+        ({"method": "rise(seed=-1)"}, "seeds must be whole numbers from 0 to"),
         ({"method": ()}, "at least one model and one method"),
         ({"method": ("gradcam", tl.GradCAM())}, "method gradcam is named twice"),
         ({"metric": (Energy(), Energy())}, "Energy is named twice"),

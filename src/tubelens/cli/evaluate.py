@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
+from rich.text import Text
 
 from tubelens.cli.options import SeveralNetworks, _each
-from tubelens.cli.show import duration, note, print_json, print_table, progress, read_labels
+from tubelens.cli.show import STDERR, duration, note, print_json, print_table, progress, read_labels
 from tubelens.errors import OptionError
-from tubelens.evaluate.job import Network
+from tubelens.evaluate.job import Network, asked
 from tubelens.evaluate.run import evaluate
-from tubelens.evaluate.summary import Evaluation
+from tubelens.evaluate.summary import Evaluation, Line
 from tubelens.running import Precision, Progress
+from tubelens.store import RunStore
 
 LONG = 10.0
 """Seconds from which on the time that a run will take is announced."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 FEW = 5
 """Reasons of failures that are told; all of them are in the run."""
 
@@ -40,6 +47,8 @@ class Evaluate(SeveralNetworks):
 
     Cost: a clip and a network take one forward, what `tubelens methods` and `tubelens metrics` tell, and the
     decoding, which goes on meanwhile. The time that all will take is told after the first.
+
+    Exit code: 1 where a method or a metric has no score at all, 130 after Ctrl-C: the same command goes on.
     """
 
     manifest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MANIFEST")]
@@ -97,14 +106,33 @@ class Evaluate(SeveralNetworks):
     """Show the traceback of an error."""
 
     def run(self) -> int:
-        """Evaluate; the exit code is 1 where nothing at all could be had."""
+        """Evaluate; the exit code is 1 where a method or a metric has no score at all, 130 after Ctrl-C."""
         if not self.method:
             raise OptionError("--method needs at least one name (`tubelens methods` lists them)")
         if self.engine == "local" and (self.address is not None or self.slots is not None):
             raise OptionError("--address and --slots are for --engine ray")
         networks = self._networks()
-        with _told("evaluating") as tick:
-            found = evaluate(
+        methods = [asked("method", written).name for written in self.method]
+        metrics = [asked("metric", written).name for written in self.metric]
+        try:
+            found = self._evaluate(networks)
+        except KeyboardInterrupt:
+            said = "interrupted; what was committed is kept: the same command goes on"
+            print(f"tubelens: {said}", file=sys.stderr)
+            return INTERRUPTED
+        lines = means(found, methods, metrics)
+        lacking = _lacking(lines, methods, metrics) if metrics else _without_maps(found, methods)
+        self._report(found, lines)
+        if lacking:
+            print(
+                f"tubelens: no {'score' if self.metric else 'map'} at all: {', '.join(lacking)}",
+                file=sys.stderr,
+            )
+        return 1 if lacking or not found.ok else 0
+
+    def _evaluate(self, networks: list[Network]) -> Evaluation:
+        with _told("evaluating", f"loading {', '.join(self.model)}, then the first clip") as tick:
+            return evaluate(
                 self.manifest,
                 networks,
                 list(self.method),
@@ -127,8 +155,6 @@ class Evaluate(SeveralNetworks):
                 skip_failed=self.skip_failed,
                 progress=tick,
             )
-        self._report(found)
-        return 0 if found.ok else 1
 
     def _networks(self) -> list[Network]:
         rows = self.networks()
@@ -151,13 +177,15 @@ class Evaluate(SeveralNetworks):
             for (model, weights, fed, labels), spectrum, name in zip(rows, trained, names, strict=True)
         ]
 
-    def _report(self, found: Evaluation) -> None:
+    def _report(self, found: Evaluation, lines: Sequence[Mean]) -> None:
+        for said in getattr(found, "notes", ()):
+            note(said)
         if found.missing:
             note(f"{found.missing} clips were left out: their files are missing")
         if found.without_truth:
             note(
                 f"{found.without_truth} scores were left out: they need to know where the evidence is, and"
-                " nobody does on those clips (boxes or masks in the manifest tell)"
+                " nobody does on those clips: add a column boxes (or masks) to the manifest"
             )
         if found.passed_over:
             note(f"{found.passed_over} units failed before and were left alone (--skip-failed)")
@@ -166,37 +194,153 @@ class Evaluate(SeveralNetworks):
             print(f"tubelens: failed: {reason}{f' ({count} times)' if count > 1 else ''}", file=sys.stderr)
         if len(reasons) > FEW:
             print(f"tubelens: failed: {len(reasons) - FEW} more reasons (in the run)", file=sys.stderr)
-        lines = found.table()
         if self.json:
             failures = [asdict(fault) for fault in found.failures]
             counts = {k: v for k, v in vars(found).items() if k not in ("path", "failures")}
-            means: list[Any] = [asdict(line) for line in lines]
-            for line in means:  # NaN is no JSON
-                line |= {key: None for key in ("mean", "std") if line[key] != line[key]}
-            print_json({"out": str(found.path), **counts, "failures": failures, "means": means})
+            told: list[Any] = [asdict(line) for line in lines]
+            for line in told:  # NaN is no JSON
+                line |= {key: None for key in ("mean", "std", "random") if line[key] != line[key]}
+            print_json({"out": str(found.path), **counts, "failures": failures, "means": told})
             return
         if lines:
             several = len({line.model for line in lines}) > 1
-            rows = [
-                [
-                    *([line.model] if several else []),
-                    *(line.method, line.metric, str(line.n), f"{line.mean:.3f}"),
-                    "" if line.std != line.std else f"{line.std:.3f}",
-                ]
-                for line in lines
+            columns = [
+                *(["network"] if several else []),
+                "method",
+                "metric",
+                "n",
+                "mean",
+                "std",
+                "random",
+                "",
             ]
-            columns = [*(["network"] if several else []), "method", "metric", "n", "mean", "std"]
-            print_table("", columns, rows)
+            print_table("", columns, [line.cells()[0 if several else 1 :] for line in lines])
         print(f"{found} ({duration(found.seconds)})")
+        if any(line.n for line in lines):
+            print(f"next: tubelens report {shlex.quote(str(found.path))}")
+
+
+# ── the table ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A line of the table: a method by a metric.
+
+    Attributes:
+        n: clips with a score. `mean`, `std`: over them, seeds averaged first; NaN where there is none.
+        random: mean of the anchor, a map that is random, over those of them where it is known.
+        worse: whether the mean is worse than that, on the clips that have both.
+        state: "failed", or "no truth" where nobody knows where the evidence is; empty where there are scores.
+    """
+
+    model: str
+    method: str
+    metric: str
+    n: int
+    mean: float
+    std: float
+    random: float = float("nan")
+    worse: bool = False
+    state: str = ""
+
+    def cells(self) -> list[str]:
+        """As the table shows them."""
+        mean = self.state or ("undefined" if self.mean != self.mean else f"{self.mean:.3f}")
+        rest = ["" if number != number else f"{number:.3f}" for number in (self.std, self.random)]
+        mark = "worse than random" if self.worse else ""
+        return [self.model, self.method, self.metric, str(self.n), mean, *rest, mark]
+
+
+def means(found: Evaluation, methods: Sequence[str], metrics: Sequence[str]) -> list[Mean]:
+    """Means of all that is in the run beside the random anchor's; and lines for what has no score.
+
+    Args:
+        found: the run.
+        methods: what was asked for, by the names of the run.
+        metrics: likewise.
+    """
+    known = {(line.model, line.method, line.metric): line for line in found.table()}
+    lines = []
+    with RunStore.read(found.path) as store:
+        columns, faults = store.cells(), store.failures()
+        for by, model, how in product(*(store.names(table) for table in ("metrics", "models", "methods"))):
+            here = columns["metric"] == by.id
+            here &= (columns["model"] == model.id) & (columns["method"] == how.id)
+            line = known.get((model.name, how.name, by.name))
+            if line is not None and here.any():
+                random, worse = _beside({key: column[here] for key, column in columns.items()}, by.facts)
+                lines.append(Mean(*_named(line), line.n, line.mean, line.std, random, worse))
+                continue
+            mine = [f for _, m, f, _ in faults if m in (0, model.id) and f.metric in (0, by.id)]
+            failed = any(f.method == how.id for f in mine)
+            unknown = by.facts.get("needs_truth") and how.name in methods and by.name in metrics
+            state = "failed" if failed else "no truth" if unknown else ""
+            state = state or ("failed" if any(f.method == 0 for f in mine) else "")
+            if state:
+                nan = float("nan")
+                lines.append(Mean(model.name, how.name, by.name, 0, nan, nan, state=state))
+    return lines
+
+
+def _named(line: Line) -> tuple[str, str, str]:
+    return line.model, line.method, line.metric
+
+
+def _beside(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> tuple[float, bool]:
+    """The random anchor's mean, seeds averaged first, and whether the map's is worse on the same clips."""
+    both = np.isfinite(columns["value"]) & np.isfinite(columns["random"])
+    if not both.any():
+        return float("nan"), False
+    _, at, counts = np.unique(columns["clip"][both], return_inverse=True, return_counts=True)
+    value, random = (
+        float((np.bincount(at, weights=columns[key][both]) / counts).mean()) for key in ("value", "random")
+    )
+    up = facts.get("higher_is_better")
+    return random, up is not None and (value < random if up else value > random)
+
+
+def _lacking(lines: Sequence[Mean], methods: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """What was asked for and has no score in the run."""
+    scored = [line for line in lines if not line.state]
+    there = {line.method for line in scored if line.metric in metrics}
+    measured = {line.metric for line in scored if line.method in methods}
+    return [m for m in methods if m not in there] + [m for m in metrics if m not in measured]
+
+
+def _without_maps(found: Evaluation, methods: Sequence[str]) -> list[str]:
+    with RunStore.read(found.path) as store:
+        lacking = {row.id: row.name for row in store.names("methods") if row.name in methods}
+        for clip, model in product(store.names("clips"), store.names("models")):
+            for how, _ in store.mapped(clip.id, model.id):
+                lacking.pop(how, None)
+            if not lacking:
+                break
+    return list(lacking.values())
+
+
+# ── while it runs ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def _told(what: str) -> Iterator[Progress]:
-    """A progress bar; and a word on how long it will take, after the first unit of several."""
-    with progress(what) as bar:
+def _told(what: str, before: str = "") -> Iterator[Progress]:
+    """On a terminal what is done before the first unit is ready, then a progress bar.
+
+    And a word on how long it will take, after the first unit of several.
+    """
+    with ExitStack() as stack:
+        bar: Progress | None = None
+        wait = None
+        if before and STDERR.is_terminal:
+            wait = stack.enter_context(STDERR.status(Text(before)))
         first: list[tuple[float, int]] = []
 
         def tick(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                if wait is not None:
+                    wait.stop()
+                bar = stack.enter_context(progress(what))
             first.append((time.monotonic(), done))
             if len(first) == 2:  # the first units pay for what is made ready once
                 each = (first[1][0] - first[0][0]) / max(1, done - first[0][1])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -16,7 +19,7 @@ from tubelens.cli.options import Loading, OneNetwork, SampledOnce
 from tubelens.cli.show import print_json, print_table
 from tubelens.errors import OptionError
 from tubelens.layout import Centres
-from tubelens.methods import METHODS
+from tubelens.methods import METHODS, method, name_of
 from tubelens.model import network
 from tubelens.video import extract_frames
 
@@ -162,11 +165,15 @@ def _looks(centres: Centres) -> str:
 
 @dataclass
 class Methods:
-    """List the methods: what they need and cost.
+    """List the methods, what they need and cost; and tell what one of them is.
 
     Example: tubelens methods
+
+    Example: tubelens methods rise
     """
 
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
+    """Tell what this one is and which options it has; also path.py:Class."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
@@ -174,6 +181,16 @@ class Methods:
 
     def run(self) -> int:
         """A table. F is a forward, B_h a pass back through the head only."""
+        if self.name:
+            name = name_of(self.name)[0]
+            entry, made = METHODS.get(name), method(name)
+            facts = {
+                "needs": str(made.needs),
+                "explains": getattr(made.explains, "__name__", str(made.explains)),
+            }
+            facts |= {} if entry is None else {"cost": entry.cost, "source": entry.source}
+            describe(name, type(made), facts, self.json)
+            return 0
         entries = [(name, e.needs, e.cost, e.source) for name, e in METHODS.items()]
         if self.json:
             print_json([dict(zip(("name", "needs", "cost", "source"), e, strict=True)) for e in entries])
@@ -182,6 +199,45 @@ class Methods:
             print(
                 "F: a forward; B: a forward and a backward down to the pixels; F_h, B_h: the head only;"
                 " C: channels; W: windows;\nn, steps: options. Options are written as in"
-                " rise(n=500, fill=blur); the class of a method in Python tells which it has."
+                " rise(n=500, fill=blur); `tubelens methods NAME` tells which a method has."
             )
         return 0
+
+
+# ── one method or metric ─────────────────────────────────────────────────────────────────────────────────
+
+
+def describe(name: str, kind: Any, facts: Mapping[str, str], as_json: bool) -> None:
+    """What a method or a metric is, on standard output: its class, what it says of itself, its options."""
+    place = kind.__module__.partition(".")[0] if kind.__module__.startswith("tubelens.") else kind.__module__
+    said = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+    options = [(f.name, _default(f), _values(get_type_hints(kind)[f.name])) for f in fields(kind) if f.init]
+    if as_json:
+        told = [{"name": o, "default": default, "values": values} for o, default, values in options]
+        print_json(
+            {"name": name, "class": f"{place}.{kind.__qualname__}", "says": said, **facts, "options": told}
+        )
+        return
+    print(f"{name}: {place}.{kind.__qualname__}\n\n{said}\n")
+    for fact, value in facts.items():
+        print(f"{fact + ':':10} {value}")
+    if not options:
+        print("options:   none")
+        return
+    print_table("", ["option", "default", "values"], options)
+
+
+def _default(option: Any) -> str:
+    if option.default_factory is not MISSING:
+        return str(option.default_factory())
+    return "needed" if option.default is MISSING else str(option.default)
+
+
+def _values(hint: Any) -> str:
+    """`int`, `black | blur`: what an option may be."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join("None" if part is type(None) else _values(part) for part in get_args(hint))
+    name = getattr(hint, "__name__", str(hint))
+    return "any" if hint is Any else str(hint) if get_args(hint) else name

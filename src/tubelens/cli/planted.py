@@ -31,6 +31,9 @@ class Planted:
     infrared cue together (xor), a direction for one network and a mark for another on the same clips (honest,
     shortcut), boxes that a formula reads (whitebox).
 
+    Measures are those of localisation alone. Other metrics, and one's own, run on the same clips with
+    `tubelens evaluate planted:TASK --metric insertion path.py:Class`.
+
     Cost: for each method, task and clip what `tubelens methods` tells, a forward taking milliseconds; three
     forwards a clip to verify that its network looks at the evidence. The networks are in the package; with
     --train others are trained the first time (minutes) and loaded from then on.
@@ -45,7 +48,8 @@ class Planted:
     seed: int = 0
     """Of the clips: another seed, other clips."""
     metric: tuple[str, ...] = ("ap",)
-    """What is printed: ap, energy, pointing, tube_iou, temporal_iou, distractor, bands."""
+    """What is printed: ap, energy, pointing, tube_iou, temporal_iou, distractor, bands; others run with
+    `tubelens evaluate planted:TASK`."""
     randomised: bool = False
     """Also the same methods on networks with random weights: a map of the decision must fall to random."""
     train: int | None = None
@@ -66,7 +70,9 @@ class Planted:
         for metric in self.metric:
             if metric not in MEASURES:
                 raise OptionError(
-                    f"unknown metric {metric!r}{nearest(metric, MEASURES)}: one of {', '.join(MEASURES)}"
+                    f"unknown metric {metric!r}{nearest(metric, MEASURES)}: here are only the measures of"
+                    f" localisation, {', '.join(MEASURES)}; all metrics, and one's own, run with"
+                    " `tubelens evaluate planted:TASK --metric ...`"
                 )
         if not self.metric:
             raise OptionError("--metric needs at least one name")

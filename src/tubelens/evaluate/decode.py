@@ -110,6 +110,11 @@ class Decoders:
             code = child.kill()
             self._own.child = None
             how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
+            if code >= 0 and not child.ready:
+                raise VideoError(
+                    f"{item.path}: not read: a process that decodes could not be started ({how}): try"
+                    " workers 0"
+                ) from None
             raise VideoError(
                 f"{item.path}: the decoder crashed on it ({how}): the file may be damaged"
             ) from None
@@ -129,9 +134,10 @@ class _Child:
     """A worker, as its parent sees it."""
 
     def __init__(self) -> None:
+        self.ready = False
         paths = os.pathsep.join(p for p in sys.path if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE],
+            [sys.executable, "-P", "-c", SERVE],  # files of the folder one is in must not hide libraries
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what codecs have to say of a file is in its error, or of no use
@@ -147,6 +153,9 @@ class _Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         _send(self._process.stdin, (portable(item), feed))
+        if not self.ready:
+            _receive(self._process.stdout)
+            self.ready = True
         good, answer = _receive(self._process.stdout)
         if not good:
             raise answer
@@ -174,6 +183,7 @@ def serve() -> None:
     asked = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not stand among the answers
+    _send(answers, "ready")
     while True:
         try:
             item, feed = _receive(asked)

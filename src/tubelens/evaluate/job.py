@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from tubelens.errors import InputError, OptionError
+from tubelens.evaluate.identity import differing, scores, source
 from tubelens.loading import load_model
 from tubelens.methods import METHODS, method
 from tubelens.methods.protocol import Method
@@ -25,6 +26,9 @@ from tubelens.running import Precision, Run
 TargetRule = Literal["predicted", "label"]
 """What is explained on each clip: the strongest class, or that of the manifest."""
 PIECE = 1 << 24
+MOST_THREADS = 1024
+LAST_SEED = 2**31 - 1
+"""Seeds are kept in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +56,18 @@ class Network:
         """The model; see `load_model` for what can go wrong."""
         if not isinstance(self.model, str):
             return self.model
-        return load_model(
-            self.model,
-            self.weights,
-            input=self.input,
-            seed=self.seed,
-            labels=self.labels,
-            device=self.device,
-            trust=self.trust,
-        )
+        try:
+            return load_model(
+                self.model,
+                self.weights,
+                input=self.input,
+                seed=self.seed,
+                labels=self.labels,
+                device=self.device,
+                trust=self.trust,
+            )
+        except SystemExit as error:
+            raise OptionError(f"{self.model}: ended the program (exit code {error.code})") from error
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} must be at least {least}, not {value}")
+        if self.threads > MOST_THREADS:
+            raise OptionError(f"threads must be at most {MOST_THREADS}, not {self.threads}")
         if self.target not in ("predicted", "label"):
             raise OptionError(f"target must be predicted or label, not {self.target!r}")
 
@@ -149,9 +158,12 @@ class Asked:
     @property
     def facts(self) -> dict[str, Any]:
         """For the store; other facts under an old name mean that the name has come to stand for another."""
+        written = source(self.given, self.made)
+        own = {} if written is None else {"source": written}
         if self.kind == "method":
-            return {"repr": repr(self.at(0)), "needs": str(self.made.needs)}
+            return {"repr": repr(self.at(0)), "needs": str(self.made.needs), **own}
         return {
+            **own,
             "repr": repr(self.made),
             "kind": str(self.made.kind),
             "higher_is_better": self.made.higher_is_better,
@@ -184,7 +196,10 @@ def asked(kind: Literal["method", "metric"], given: Any, seeds: Sequence[int] = 
 
 
 def _made(kind: str, written: str) -> Any:
-    return method(written) if kind == "method" else metric(written)
+    try:
+        return method(written) if kind == "method" else metric(written)
+    except SystemExit as error:
+        raise OptionError(f"{written}: ended the program (exit code {error.code})") from error
 
 
 def _table(kind: str) -> Mapping[str, Any]:
@@ -241,6 +256,9 @@ class Job:
             for name in names:
                 if names.count(name) > 1:
                     raise OptionError(f"{what} {name} is named twice: name it once")
+        for seed in (seed for m in self.methods for seed in m.seeds):
+            if not 0 <= seed <= LAST_SEED:
+                raise OptionError(f"seeds must be whole numbers from 0 to {LAST_SEED}, not {seed}")
 
     def cells(self, truth: bool) -> list[tuple[int, int, int]]:
         """(method, seed, metric) of every score of one clip and model, as positions in the lists.
@@ -292,6 +310,7 @@ def known(network: Network, model: Model, settings: Settings) -> Known:
         "input": repr(model.spec),
         "output": model.output,
         "layer": getattr(model, "layer", None),
+        "scores": scores(model),
     }
     labels = None if model.labels is None else tuple(model.labels)
     return Known(network.name or _called(network, model), labels, settings.spec(model), facts)
@@ -329,16 +348,23 @@ def _state(model: TorchModel) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
+HOW = {
+    "hash": "its weights were others",
+    "scores": "it scored one and the same clip otherwise: what it is fed, or what it computes, was another",
+    "source": "its source file was another",
+    "digest": "its file or frames were others",
+    "truth": "its boxes, masks or truth were others",
+}
+"""What is said of facts that say nothing themselves."""
+
+
 def changed(what: str, name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> InputError | None:
     """Why a name of a run no longer stands for what it stood for; None where it does."""
-    differ = [key for key in now if now[key] != then.get(key)]
+    differ = differing(now, then)
     if not differ:
         return None
     key = differ[0]
-    if key == "hash":
-        how = "its weights were others"
-    else:
-        how = f"its {key} was {_short(then.get(key))} and is {_short(now[key])}"
+    how = HOW.get(key) or f"its {key} was {_short(then.get(key))} and is {_short(now.get(key))}"
     return OptionError(
         f"{what} {name!r} is no longer what it was when this run was made ({how}): give it another name,"
         " or give another --out"

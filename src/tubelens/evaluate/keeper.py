@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from tubelens.errors import TargetError
+from tubelens.errors import InputError, OutputError, TargetError
+from tubelens.evaluate.identity import content, evidence
 from tubelens.evaluate.items import Item, Manifest, label_index
 from tubelens.evaluate.job import Job, Known, changed
 from tubelens.evaluate.summary import WHOLE, Evaluation, Fault
@@ -15,9 +18,14 @@ from tubelens.evaluate.work import Done, Failed, Task, Todo
 from tubelens.metrics.protocol import Score
 from tubelens.model import BlackBox
 from tubelens.store import Cell, Failure, RunStore, Unit
+from tubelens.target import class_index
 
 CHUNK = 5000
-"""Clips entered in one transaction."""
+"""Clips entered at once."""
+DEATHS = 2
+"""Times running that a process may die on a clip before it is passed over."""
+LEARNT = ("label", "spectrum", "digest", "truth")
+"""What a clip may come to have: a column that is added later, or what older versions did not note."""
 
 
 class Keeper:
@@ -41,12 +49,16 @@ class Keeper:
         self.manifest, self.limit = manifest, limit
         self.units = self.done = self.skipped = self.failed = self.without = self.maps = self.passed = 0
         self.faults: list[Fault] = []
-        self.clips = array("l")
+        self.clips, self._keys = array("l"), array("q")
+        self._labels: set[str] = set()
         self._waiting: dict[int, Task] = {}
-        self._enter_clips()
-        self.models = self._enter("models", "model", [(k.name, k.facts) for k in known])
-        self.methods = self._enter("methods", "method", [(m.name, m.facts) for m in job.methods])
-        self.metrics = self._enter("metrics", "metric", [(m.name, m.facts) for m in job.metrics])
+        with store.at_once():  # a call that is refused changes nothing
+            self.models = self._enter("models", "model", [(k.name, k.facts) for k in known])
+            self.methods = self._enter("methods", "method", [(m.name, m.facts) for m in job.methods])
+            self.metrics = self._enter("metrics", "metric", [(m.name, m.facts) for m in job.metrics])
+            self._enter_clips()
+        then = store.in_hand
+        self._deadly = then[:2] if then is not None and then[2] >= DEATHS else None
 
     @property
     def items(self) -> Iterator[Item]:
@@ -57,6 +69,7 @@ class Keeper:
         labels = set(self.manifest.labels)
         items = self.items
         while chunk := list(islice(items, CHUNK)):
+            self._labels.update(item.label for item in chunk if item.label is not None)
             for item in chunk if self.job.settings.target == "label" else ():
                 if item.label is None:
                     raise TargetError(f"{item.key}: has no label, and labels are what shall be explained")
@@ -65,26 +78,55 @@ class Keeper:
                     for k in self.known:
                         label_index(item, BlackBox(len, labels=k.labels))
             self.clips.extend(self._enter("clips", "clip", [(i.key, _facts(i)) for i in chunk]))
+            self._keys.extend(hash(item.key) for item in chunk)
 
     def _enter(self, table: Any, what: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[int]:
         found = self.store.enter(table, rows)
-        for (name, now), (_, then) in zip(rows, found, strict=True):
-            given = {k: v for k, v in now.items() if k != "path"}  # a data set may be moved
-            if now != then and (error := changed(what, name, given, then)) is not None:
+        for (name, now), (number, then) in zip(rows, found, strict=True):
+            if now == then:
+                continue
+            if what == "clip":
+                self._compare(name, number, now, then)
+            elif (error := changed(what, name, now, then)) is not None:
                 raise error
         return [number for number, _ in found]
+
+    def _compare(self, name: str, number: int, now: dict[str, Any], then: dict[str, Any]) -> None:
+        """Refuse a clip that is another under an old name, unless nothing was computed of the old one."""
+        if not self.store.used(number):
+            self.store.revise("clips", number, now)
+            return
+        learnt = {k: now[k] for k in LEARNT if now.get(k) and not then.get(k)}
+        left_out = {"path"}  # a data set may be moved
+        both = [{k: v for k, v in (f | learnt).items() if k not in left_out} for f in (now, then)]
+        if (error := changed("clip", name, *both)) is not None:
+            raise error
+        if learnt:
+            self.store.revise("clips", number, then | learnt)
 
     # ── what is missing ──────────────────────────────────────────────────────────────────────────────────
 
     def tasks(self) -> Iterator[Task]:
         """Clips of which something is missing, read from the store as they are asked for."""
-        for number, (clip, item) in enumerate(zip(self.clips, self.items, strict=True)):
+        items = self.items
+        for number, (clip, key) in enumerate(zip(self.clips, self._keys, strict=True)):
+            item = next(items, None)
+            if item is None or hash(item.key) != key:
+                raise self._other()
             found = [self._todo(clip, item, m) for m in range(len(self.models))]
             todos = tuple(todo for todo in found if todo is not None)
             self.units += len(found) - len(todos)
             if todos:
                 self._waiting[number] = Task(number, item, todos)
                 yield self._waiting[number]
+        if next(items, None) is not None:
+            raise self._other()
+
+    def _other(self) -> InputError:
+        return InputError(
+            f"{self.manifest.source}: changed while it was read: run the command again (every reading must"
+            " give the same clips in the same order)"
+        )
 
     def _todo(self, clip: int, item: Item, m: int) -> Todo | None:
         job, store, model = self.job, self.store, self.models[m]
@@ -105,6 +147,9 @@ class Keeper:
             if not needed:
                 self.passed += 1
                 return None
+        if (clip, model) == self._deadly:
+            self._give_up(clip, item, m, len(missing))
+            return None
         mapped = store.mapped(clip, model)
         stored = [(i, s) for i, s in needed if (self.methods[i], s) in mapped]
         make = tuple(key for key in needed if key not in stored)
@@ -119,6 +164,23 @@ class Keeper:
             tuple((i, s, e) for i, s, e in maps if e is not None),
             None if said is None else int(said.detail["explained"]),
         )
+
+    def _give_up(self, clip: int, item: Item, m: int, cells: int) -> None:
+        """A clip on which the process died again and again is a failure; the next call tries it once more."""
+        reason = f"{item.key}: the process died on it {DEATHS} times (out of memory, or a crash in a library)"
+        failed = Failed(None, None, 0, "crash", reason)
+        self.store.commit(Unit(clip, self.models[m], failures=[self._failure(failed)]))
+        self.failed += cells
+        self.faults.append(self._fault(item.key, m, failed))
+
+    def begun(self, task: int, model: int) -> None:
+        """A unit is in hand from now on."""
+        self.store.begin(self.clips[task], self.models[model])
+
+    def close(self) -> None:
+        """Nothing is in hand: however the work ended, the process is alive."""
+        with suppress(OutputError):  # has been said already
+            self.store.put_back()
 
     def _key(self, i: int, seed: int, j: int) -> tuple[int, int, int]:
         """A cell as the store numbers it."""
@@ -201,11 +263,32 @@ class Keeper:
             len(self.manifest.skipped),
             tuple(self.faults),
             seconds,
+            tuple(self._notes()),
         )
+
+    def _notes(self) -> Iterator[str]:
+        """Labels that are no classes, which is no fault where they are not what is explained."""
+        for k in self.known if self.job.settings.target == "predicted" else ():
+            unknown = sum(not _is_class(label, k.labels) for label in self._labels)
+            if unknown:
+                whose = "the model's classes" if len(self.known) == 1 else f"the classes of {k.name}"
+                yield (
+                    f"{unknown} of {len(self._labels)} labels are none of {whose}: no accuracy for those, and"
+                    " the maps explain the model's own classes"
+                )
+
+
+def _is_class(label: str, labels: Sequence[str] | None) -> bool:
+    try:
+        class_index(label, len(labels or ()) or sys.maxsize, labels)
+    except TargetError:
+        return False
+    return True
 
 
 def _facts(item: Item) -> dict[str, Any]:
-    facts = {"label": item.label, "path": item.path, "start": item.start, "end": item.end}
+    facts: dict[str, Any] = {"label": item.label, "path": item.path, "start": item.start, "end": item.end}
+    facts |= {"digest": content(item), "truth": evidence(item)}
     return {"spectrum": item.spectrum, **{k: v for k, v in facts.items() if v is not None}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
 import torch
@@ -22,7 +22,12 @@ class Local:
     Args:
         job: what is run.
         workers: decoders; see `Decoders`.
+
+    Attributes:
+        begun: told (task, model) before each unit, which the process may not survive.
     """
+
+    begun: Callable[[int, int], None] | None = None
 
     def __init__(self, job: Job, workers: int) -> None:
         self.job, self.workers = job, workers
@@ -55,7 +60,7 @@ class Local:
         """Nothing is left running."""
 
     def _done(self, task: Task, reading: Reading) -> Iterator[Done]:
-        yield from finished(self.job, self.models, task, reading)
+        yield from finished(self.job, self.models, task, reading, self.begun)
 
 
 def feeds(job: Job, models: Sequence[Model], task: Task) -> list[Feed]:
@@ -67,7 +72,13 @@ def _feed(job: Job, model: Model, task: Task) -> Feed:
     return Feed(job.settings.spec(model), "" if task.item.make is None else model.name)
 
 
-def finished(job: Job, models: Sequence[Model], task: Task, reading: Reading) -> Iterator[Done]:
+def finished(
+    job: Job,
+    models: Sequence[Model],
+    task: Task,
+    reading: Reading,
+    begun: Callable[[int, int], None] | None = None,
+) -> Iterator[Done]:
     """Every unit of a task, given its clips as they become ready."""
     read: dict[Feed, Read] = {}
     errors: dict[Feed, Exception] = {}
@@ -86,4 +97,6 @@ def finished(job: Job, models: Sequence[Model], task: Task, reading: Reading) ->
             yield from unread(task, errors[feed], [todo.model])
             continue
         clip, truth = read[feed]
+        if begun is not None:
+            begun(task.number, todo.model)
         yield Unit(job, model, task.item.label, clip, truth).work(task.number, todo)

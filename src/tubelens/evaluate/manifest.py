@@ -69,6 +69,10 @@ def read_manifest(
         if ":" in name:
             return replace(_from_python(imported(name)), source=name)
         raise InputError(f"{name}: no such file or folder: give a CSV, or a folder with one for every class")
+    if not os.path.isfile(name):
+        raise InputError(
+            f"{name}: is a pipe or a device, and a manifest is read several times: save it to a file"
+        )
     if os.path.splitext(name)[1].lower() in VIDEOS:
         raise InputError(f"{name}: is a video, not a list of them: give a CSV with columns path and label")
     return csv_manifest(name, missing)
@@ -110,7 +114,16 @@ def _listed(folder: str | Path) -> list[Path]:
         entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    for entry in entries:
+        _utf8(entry.name, f"{folder}: the name ")
     return sorted(entries, key=natural)
+
+
+def _utf8(name: str, what: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what}{name!r} is not UTF-8: rename it") from None
 
 
 # ── generators and planted clips ─────────────────────────────────────────────────────────────────────────
@@ -142,13 +155,15 @@ def _yielded(call: Callable[[], Iterable[Any]], name: str) -> Iterator[Item]:
     try:
         for number, given in enumerate(call()):
             item = _item(given, number)
+            _utf8(item.key, "the key ")
+            _utf8(item.path or "", "the path ")
             if item.key in keys:
                 raise InputError(f"the key {item.key!r} comes twice")
             keys.add(item.key)
             yield item
     except TubelensError as error:
         raise InputError(f"{name}, item {max(0, number)}: {error}") from error
-    except Exception as error:  # whatever someone's function raises
+    except (Exception, SystemExit) as error:  # whatever someone's function raises
         where = f"after item {number}" if number >= 0 else "before its first item"
         raise InputError(f"{name}, {where}: {type(error).__name__}: {error}") from error
     if number < 0:

@@ -172,7 +172,7 @@ class OnRay:
             found: list[Known] = self._ray.get(ready)
         except errors.RayTaskError as error:
             raise _own(error, "an actor could not load the models") from error
-        except errors.RayActorError:
+        except _deaths(errors):
             self._start()  # waits for room, where its node is gone
             return
         if self._found is None:
@@ -235,10 +235,10 @@ class OnRay:
         slot = working[ref]
         try:
             found: list[Done] = ray.get(ref)
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
-            return self._lost(slot)
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayTaskError as error:  # first: it may be one of the others as well
             raise _own(error, f"an actor failed on {slot.tasks[ref].item.key}") from error
+        except _deaths(ray.exceptions):
+            return self._lost(slot)
         del slot.tasks[ref]
         slot.alone = False
         return found
@@ -267,6 +267,17 @@ class OnRay:
             self._slots, self._loading = [], {}
             if self._started:
                 self._ray.shutdown()
+
+
+DEATHS = (
+    *("RayActorError", "ObjectLostError", "OutOfMemoryError", "NodeDiedError", "WorkerCrashedError"),
+    "LocalRayletDiedError",
+)
+
+
+def _deaths(errors: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises where an actor, its machine or what it returned is gone; some are of later versions."""
+    return tuple(getattr(errors, name) for name in DEATHS if hasattr(errors, name))
 
 
 def _ready(items: dict[str, Item], name: str) -> Item:

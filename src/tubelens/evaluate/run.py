@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from tubelens.errors import OptionError
+from tubelens.errors import InputError, OptionError
 from tubelens.evaluate.decode import default_workers
 from tubelens.evaluate.items import Manifest, check_labels
 from tubelens.evaluate.job import Job, Known, Network, Settings, TargetRule, asked
@@ -150,9 +150,13 @@ def evaluate(
     with closing(runs):
         known = runs.known
         _check(job, known, opened)
-        with RunStore.write(out, job.settings.shared) as store:
-            keeper = Keeper(store, job, known, opened, limit, skip_failed)
+        with (
+            RunStore.write(out, job.settings.shared) as store,
+            closing(Keeper(store, job, known, opened, limit, skip_failed)) as keeper,
+        ):
             total = len(keeper.clips) * len(networks)
+            if isinstance(runs, Local):  # actors may die without it
+                runs.begun = keeper.begun
             with closing(runs.results(keeper.tasks())) as results:  # type: ignore[type-var]
                 for done in results:
                     keeper.keep(done)
@@ -200,8 +204,11 @@ def _threads(out: str | Path, default: int) -> int:
     """Those of the run so far."""
     if not os.path.isfile(Path(out) / FILE):
         return default
-    with RunStore.read(out) as store:
-        return int(store.meta["settings"].get("threads", default))
+    try:
+        with RunStore.read(out) as store:
+            return int(store.meta["settings"].get("threads", default))
+    except InputError:  # a run that was killed while it was made; of others, writing says what is wrong
+        return default
 
 
 def _check(job: Job, known: Sequence[Known], manifest: Manifest) -> None:

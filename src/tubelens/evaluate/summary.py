@@ -58,6 +58,7 @@ class Evaluation:
         missing: clips left out because their file is missing.
         failures: what failed in this call.
         seconds: that it took.
+        notes: what the reader should know, one sentence each.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Evaluation:
     missing: int
     failures: tuple[Fault, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

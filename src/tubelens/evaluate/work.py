@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from tubelens.api import explain_all
 from tubelens.clip import Clip
-from tubelens.errors import OutputError, ScoreError, TargetError, TubelensError
+from tubelens.errors import OutputError, ScoreError, TargetError, TubelensError, WorkError
 from tubelens.evaluate.job import Job
+from tubelens.evaluate.returned import checked_map, checked_score
 from tubelens.explanation import Explanation
 from tubelens.methods.protocol import FromCapture
 from tubelens.metrics.protocol import Score
@@ -165,12 +166,13 @@ class Unit:
 
         def run(keys: Sequence[tuple[int, int]]) -> list[Explanation]:
             made = explain_all(self.model, self.clip, [methods[k] for k in keys], explained, run=self.run)
-            return [row[0] for row in made]
+            names = [self.job.methods[i].name for i, _ in keys]
+            return [checked_map(row, name) for row, name in zip(made, names, strict=True)]
 
         if len(sharing) > 1:
             try:
                 self.maps.update(zip(sharing, run(sharing), strict=True))
-            except Exception:
+            except (Exception, SystemExit):
                 good = [key for key in sharing if self._method(key, partial(run, [key])) is not None]
                 if len(good) > 1:  # together after all: the bits must not depend on who failed beside them
                     self.maps.update(zip(good, run(good), strict=True))
@@ -208,11 +210,11 @@ class Unit:
         i, seed, j = cell
         metric, e = self.job.metrics[j].made, self.maps[i, seed]
         if kind == "map":
-            found: Score = metric(e, self.clip, self.truth)
+            found = metric(e, self.clip, self.truth)
         else:
             method = self.job.methods[i].at(seed)
             found = metric(self.model, self.clip, method, e.target, self.run, e)
-        return found
+        return checked_score(found, self.job.metrics[j].name, metric.higher_is_better)
 
     def _curves(self, together: Callable[..., Any] | None, cells: Sequence[tuple[int, int, int]]) -> None:
         """Curve metrics in as few queues as can be; map by map where that fails."""
@@ -226,9 +228,10 @@ class Unit:
             made = [self.job.metrics[j].made for j in js]
             maps = [self.maps[key] for key in keys]
             if together is not None:
-                found: list[list[Score]] = together(made, self.model, self.clip, maps, self.truth, self.run)
-                return found
-            return [metric(self.model, self.clip, maps, self.truth, self.run) for metric in made]
+                found = together(made, self.model, self.clip, maps, self.truth, self.run)
+            else:
+                found = [metric(self.model, self.clip, maps, self.truth, self.run) for metric in made]
+            return [self._row(j, row, len(keys)) for j, row in zip(js, found, strict=True)]
 
         def one(j: int, key: tuple[int, int]) -> Score:
             return run([j], [key])[0][0]
@@ -236,7 +239,9 @@ class Unit:
         for keys, js in same.items():
             try:
                 rows = run(js, keys)
-            except Exception:
+            except OutputError:
+                raise
+            except (Exception, SystemExit):
                 for j in js:
                     for key in keys:
                         self._score((*key, j), partial(one, j, key))
@@ -246,6 +251,13 @@ class Unit:
                 for j, row in zip(js, rows, strict=True)
                 for key, score in zip(keys, row, strict=True)
             ]
+
+    def _row(self, j: int, row: Any, n: int) -> list[Score]:
+        asked = self.job.metrics[j]
+        if not isinstance(row, list | tuple) or len(row) != n:
+            count = f"{len(row)} scores" if isinstance(row, list | tuple) else type(row).__name__
+            raise WorkError(f"metric {asked.name} returned {count} for {n} maps, not a list of one for each")
+        return [checked_score(score, asked.name, asked.made.higher_is_better) for score in row]
 
     def _score(self, cell: tuple[int, int, int], work: Callable[[], Score]) -> None:
         i, seed, j = cell
@@ -261,7 +273,7 @@ class Unit:
             return work()
         except OutputError:
             raise
-        except Exception as error:  # whatever someone's network, method or metric raises
+        except (Exception, SystemExit) as error:  # whatever someone's network, method or metric raises
             self.out.failures.append(Failed(method, metric, seed, *told(error, kind)))
         return None
 

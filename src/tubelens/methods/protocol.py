@@ -64,3 +64,15 @@ class Scalable(Method, Protocol):
             OptionError: not even its least effort fits; the message says what that is.
         """
         ...
+
+
+def refusal(made: Any) -> str:
+    """Why something is not a method, and what it lacks."""
+    if isinstance(made, type):
+        return f"{made.__name__} is a class and not a method yet: write {made.__name__}(), with its options"
+    lacking = [name for name in ("needs", "explains") if not hasattr(made, name)]
+    lacking += [] if callable(made) else ["a call"]
+    shown = repr(made)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    said = f"lacks {', '.join(lacking)}; " if lacking else ""
+    return f"{shown} is not a method: {said}its call takes (model, clip, targets, run)"

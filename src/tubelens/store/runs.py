@@ -16,9 +16,10 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from tubelens.store.explanations import to_bytes
 from tubelens.store.reading import RunReader, reading
 
 LOCK = "lock"
+IN_HAND = "in hand"
+TOGETHER = 5000
+"""Names that are looked up in one query."""
 
 
 class RunStore(RunReader):
@@ -72,8 +76,9 @@ class RunStore(RunReader):
                     f"{folder}: another process is writing this run{f' ({who})' if who else ''}: wait for it,"
                     " or give another --out"
                 ) from None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+            with suppress(OSError):  # no room: SQLite will say so
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
             with explained(folder):
                 connection = sqlite3.connect(file, isolation_level=None)
                 try:
@@ -87,8 +92,9 @@ class RunStore(RunReader):
         finally:
             os.close(lock)
             if made and not file.exists():
-                (folder / LOCK).unlink(missing_ok=True)
-                folder.rmdir()
+                with suppress(OSError):
+                    (folder / LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
 
     read = staticmethod(reading)
 
@@ -145,16 +151,68 @@ class RunStore(RunReader):
             The number of each, and the facts that are stored.
         """
         found = []
+        waiting = iter(rows)
         with self._transaction():
-            for name, facts in rows:
-                self._db.execute(
-                    f"INSERT INTO {table} (name, facts) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
-                    (name, json.dumps(facts, sort_keys=True)),
+            while some := list(islice(waiting, TOGETHER)):
+                there = self._named(table, [name for name, _ in some])
+                new = [(name, json.dumps(f, sort_keys=True)) for name, f in some if name not in there]
+                self._db.executemany(
+                    f"INSERT INTO {table} (name, facts) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", new
                 )
-                query = f"SELECT id, facts FROM {table} WHERE name = ?"
-                number, text = self._db.execute(query, (name,)).fetchone()
-                found.append((int(number), json.loads(text)))
-        return found
+                there |= self._named(table, [name for name, _ in new])
+                found += [there[name] for name, _ in some]
+        return [(number, json.loads(text)) for number, text in found]
+
+    def _named(self, table: Table, names: list[str]) -> dict[str, tuple[int, str]]:
+        marks = ", ".join("?" * len(names))
+        rows = self._db.execute(f"SELECT name, id, facts FROM {table} WHERE name IN ({marks})", names)
+        return {name: (int(number), text) for name, number, text in rows}
+
+    def revise(self, table: Table, number: int, facts: dict[str, Any]) -> None:
+        """Put other facts in the place of those that are stored."""
+        with self._transaction():
+            text = json.dumps(facts, sort_keys=True)
+            self._db.execute(f"UPDATE {table} SET facts = ? WHERE id = ?", (text, number))
+
+    def used(self, clip: int) -> bool:
+        """Whether anything was computed of a clip."""
+        query = "SELECT EXISTS (SELECT 1 FROM predictions WHERE clip = ?)"
+        return bool(self._db.execute(query, (clip,)).fetchone()[0])
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """All that is written in the block, or, after an error, nothing of it."""
+        with explained(self.path), self._transaction():
+            yield
+
+    # ── what is in hand ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def in_hand(self) -> tuple[int, int, int] | None:
+        """Clip and model that were begun and neither committed nor put back, and how often running."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = ?", (IN_HAND,)).fetchone()
+        if found is None:
+            return None
+        clip, model, times = json.loads(found[0])
+        return clip, model, times
+
+    def begin(self, clip: int, model: int) -> None:
+        """Note that a clip is in hand, which the process may not survive; `commit` ends it."""
+        then = self.in_hand
+        times = then[2] + 1 if then is not None and then[:2] == (clip, model) else 1
+        with explained(self.path):
+            self._db.execute("PRAGMA synchronous=NORMAL")  # a process that dies takes no page with it
+            try:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO meta VALUES (?, ?)", (IN_HAND, json.dumps([clip, model, times]))
+                )
+            finally:
+                self._db.execute("PRAGMA synchronous=FULL")
+
+    def put_back(self) -> None:
+        """Nothing is in hand: the work was ended by somebody, not by what it was on."""
+        with explained(self.path):
+            self._db.execute("DELETE FROM meta WHERE key = ?", (IN_HAND,))
 
     def commit(self, unit: Unit) -> None:
         """All of it or nothing. What is there already stays; what succeeds is no failure any more.
@@ -164,6 +222,7 @@ class RunStore(RunReader):
         """
         at = (unit.clip, unit.model)
         with explained(self.path), self._transaction():
+            self._db.execute("DELETE FROM meta WHERE key = ?", (IN_HAND,))
             self._db.executemany(
                 f"INSERT INTO cells VALUES ({', '.join('?' * (10 + len(ANCHORS)))})"
                 " ON CONFLICT (clip, model, method, metric, seed) DO NOTHING",
@@ -204,6 +263,9 @@ class RunStore(RunReader):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        if self._db.in_transaction:  # of `at_once`
+            yield
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -48,7 +48,7 @@ th[colspan]{text-align:center}
 th.t,td.t{text-align:left}
 td.w{white-space:normal;min-width:14rem;max-width:34rem;overflow-wrap:anywhere}
 .sticky td:first-child,.sticky th:first-child{position:sticky;left:0;background:var(--paper);
-white-space:normal;max-width:16rem;overflow-wrap:anywhere}
+white-space:normal;min-width:7.5rem;max-width:16rem;overflow-wrap:break-word}
 @media(max-width:40rem){.sticky td:first-child,.sticky th:first-child{max-width:8.5rem}}
 tr.anchor td{color:var(--soft);font-style:italic}
 tr.first td{border-top:1.5px solid var(--line)}
