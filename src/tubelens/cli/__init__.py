@@ -52,7 +52,8 @@ Shows where and when a video classifier looked, and measures whether that was wh
 {verbs}
 
 `tubelens VERB --help` tells the options of a verb, with an example. `--version` tells the version.
-Exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted. `--debug` shows the traceback of an error.
+Exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted.
+`--debug` shows the traceback of an error.
 """
 
 

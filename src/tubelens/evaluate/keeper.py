@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -287,7 +288,8 @@ def _is_class(label: str, labels: Sequence[str] | None) -> bool:
 
 
 def _facts(item: Item) -> dict[str, Any]:
-    facts: dict[str, Any] = {"label": item.label, "path": item.path, "start": item.start, "end": item.end}
+    path = item.path and os.path.abspath(item.path)  # a report may be asked for from elsewhere
+    facts: dict[str, Any] = {"label": item.label, "path": path, "start": item.start, "end": item.end}
     facts |= {"digest": content(item), "truth": evidence(item)}
     return {"spectrum": item.spectrum, **{k: v for k, v in facts.items() if v is not None}}
 

@@ -154,6 +154,7 @@ def evaluate(
             RunStore.write(out, job.settings.shared) as store,
             closing(Keeper(store, job, known, opened, limit, skip_failed)) as keeper,
         ):
+            store.told(manifest=str(opened.source))
             total = len(keeper.clips) * len(networks)
             if isinstance(runs, Local):  # actors may die without it
                 runs.begun = keeper.begun
