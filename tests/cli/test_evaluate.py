@@ -165,7 +165,13 @@ def test_bad_usage_is_one_line(tmp_path: Path, table: Table, arguments: tuple[st
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["evaluate", "planted:dir?n=40", *QUICK, "--method", "rise(n=32)", "--out", str(run)]
-    child = forked(lambda: os._exit(main(arguments)))
+
+    def work() -> None:
+        # a test run in the background of a shell inherits SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os._exit(main(arguments))
+
+    child = forked(work)
     for _ in range(600):
         time.sleep(0.1)
         try:
