@@ -6,7 +6,7 @@ as the published code draws them: one clip after the other, each built by itself
 no ends are shared. Interleaved like this, a busy machine slows all of them alike.
 
 Ranking the maps and the intact clip are counted in; the ratio of the stream alone is shown beside it. bf16 is
-asked for by name and without a pilot: comparing it with fp32 first takes 32 forwards more, 16 of them in fp32.
+asked for by name and without a pilot: comparing it with fp32 first takes 32 more forwards, half of them fp32.
 
     python benchmarks/curves_cost.py [maps] [points] [frames] [size]
 """
