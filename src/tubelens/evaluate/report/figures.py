@@ -201,7 +201,7 @@ def curves_figure(
         look: from `styles`.
     """
     across = 2 if len(places) == 4 else min(3, len(places))
-    marks: tuple[Any, ...] = (":", (0, (4, 2)), (0, (1, 1.6)), (0, (6, 2, 1, 2)))
+    marks: tuple[Any, ...] = (":", (0, (4, 2)), (0, (9, 1.5)), (0, (6, 2, 1, 2)))
     names = list(dict.fromkeys(curve.name for curves in places.values() for curve in curves))
     size = ((4.6, 2.9), (3.5, 2.3), (3.0, 2.1))[across - 1]
     width = 0.75 + across * size[0] + (across - 1) * 0.35 + 0.15
@@ -220,7 +220,8 @@ def curves_figure(
                     own = {"color": SOFT, "linestyle": marks[greys % len(marks)]}
                     greys += 1
                 (line,) = ax.plot(curve.x, curve.mean, linewidth=1.5, **own)
-                ax.fill_between(curve.x, curve.low, curve.high, color=own["color"], alpha=0.18, linewidth=0)
+                alpha = 0.07 if curve.dashed else 0.18
+                ax.fill_between(curve.x, curve.low, curve.high, color=own["color"], alpha=alpha, linewidth=0)
                 drawn.setdefault(curve.name, line)
             ax.set_title(where, fontsize=9, loc="left")
             ax.set_xlim(0, 1)
