@@ -8,9 +8,10 @@ from pathlib import Path
 
 NAMES = (
     *("upsampling", "tubes_cost", "cam_cost", "rise_cost", "rise_estimator"),
-    *("planted_table", "long_video", "models_cost"),
+    *("planted_table", "long_video", "models_cost", "curves_cost", "million_rows"),
 )
-"""`planted_methods` takes an hour and has a target of its own: `make bench-planted`."""
+"""`planted_methods` and `planted_bench` take long and have targets of their own (`make bench-planted`,
+`make bench-tasks`)."""
 
 
 def main() -> None:
