@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 import tubelens as tl
-from tests.evaluate.runs import LABELS, METHODS, METRICS, SIZE, Clips, Net, model
+from tests.evaluate.runs import LABELS, METHODS, METRICS, SIZE, Clips, Net
 from tubelens.evaluate import ray_engine
 from tubelens.evaluate.run import evaluate
 
@@ -40,6 +41,14 @@ class Deadly(Net):
         first = np.random.default_rng(DEADLY).random((*SIZE, 3)).astype(np.float32)
         if x.shape[2] == SIZE[0] and torch.equal(x[0].permute(1, 2, 3, 0), torch.from_numpy(first)):
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class Slow(Net):
+    """Takes its time, so that what is killed has work in hand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1)
         return super().forward(x)
 
 
@@ -68,9 +77,8 @@ def main(run: Path, clips: int, kind: str) -> None:
 
     ray_engine.OnRay.results = both  # type: ignore[method-assign]
     ray_engine.OnRay._lost = noted  # type: ignore[method-assign]
-    network = model()
-    if kind == "poison":
-        network = tl.wrap(Deadly().eval(), frames=SIZE[0], size=SIZE[1], labels=LABELS, name="net")
+    net = Deadly() if kind == "poison" else Slow()
+    network = tl.wrap(net.eval(), frames=SIZE[0], size=SIZE[1], labels=LABELS, name="net")
     try:
         found = evaluate(
             *(Clips(clips), network, METHODS, METRICS, run),
