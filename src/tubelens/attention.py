@@ -94,7 +94,9 @@ class Attended:
         if self.watch.order != sorted(self.watch.order, reverse=True):
             raise LayerError(f"{who} is not one chain of blocks, so that it cannot be composed")
         if self.watch.dead:
-            raise LayerError(f"the gradient of {target!r} is zero at {who}: the scores do not depend on it")
+            raise LayerError(
+                f"the gradient of {target!r} is zero at {who}: the scores do not depend on it", nothing=True
+            )
 
     def grid(self, values: Float[Tensor, "t h w"]) -> Grid:
         """A map over the tokens, placed where they look."""

@@ -87,7 +87,8 @@ class _Forward:
         if dead:
             raise LayerError(
                 f"the gradient of {targets[dead[0]]!r} is zero at layer {name!r}: the scores do not"
-                " depend on it; choose an earlier one (in a class-token transformer, the last block's input)"
+                " depend on it; choose an earlier one (in a class-token transformer, the last block's input)",
+                nothing=True,
             )
         return grids
 

@@ -22,12 +22,17 @@ from collections.abc import Iterable
 
 
 class TubelensError(Exception):
-    """Base of all errors below; `exit_code` is what the command line returns."""
+    """Base of all errors below; `exit_code` is what the command line returns.
+
+    `nothing` is true where a method works on this kind of network, but finds nothing to explain with these
+    weights on this clip: a gradient that is zero, a layer without a varying channel.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, nothing: bool = False) -> None:
         super().__init__(" ".join(str(message).split()))
+        self.nothing = nothing
 
 
 class InputError(TubelensError):

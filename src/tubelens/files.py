@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,11 @@ from tubelens.errors import OptionError, OutputError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str],
+    folder: bool = False,
+    strangers: Callable[[Path], Sequence[str]] | None = None,
+) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffix; it takes the target's place if the block succeeds.
 
     Missing parent folders are made. On any error these and the temporary are removed, and an earlier target
@@ -22,8 +26,9 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
 
     Args:
         path: the target.
-        folder: the target is a folder of numbered frames; the temporary one exists already, and is empty.
-            An earlier one is replaced whole, and so it must hold nothing else.
+        folder: the target is a folder; the temporary one exists already, and is empty. An earlier one is
+            replaced whole, and so it must hold nothing of anybody else's.
+        strangers: what in an earlier folder is somebody else's; by default all but numbered frames.
 
     Raises:
         OptionError: the folder holds something else.
@@ -36,9 +41,9 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
         if target.is_dir() != folder and target.exists():
             kind = "a folder" if target.is_dir() else "a file"
             raise OutputError(f"{target}: cannot write here: {kind} of that name is in the way")
-        if folder and (strangers := _strangers(target)):
+        if folder and target.is_dir() and (found := (strangers or _no_frames)(target)):
             raise OptionError(
-                f"{target}: this folder holds other files ({strangers[0]}), which would go: give a new folder"
+                f"{target}: this folder holds other files ({found[0]}), which would go: give a new folder"
             )
         missing = [parent for parent in target.parents if not parent.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,10 +65,8 @@ def replacing(path: str | os.PathLike[str], folder: bool = False) -> Iterator[Pa
                 parent.rmdir()
 
 
-def _strangers(folder: Path) -> list[str]:
+def _no_frames(folder: Path) -> list[str]:
     """What is in a folder besides numbered frames and their `info.json`."""
-    if not folder.is_dir():
-        return []
     return sorted(p.name for p in folder.iterdir() if not re.fullmatch(r"\d+\.png|info\.json", p.name))
 
 

@@ -170,7 +170,8 @@ def backward(
     if found.layer is not None and (dead := _dead(found.layer.gradients)):
         raise LayerError(
             f"the gradient of {targets[dead[0]]!r} is zero at layer {layer!r}: the scores do not depend on"
-            " it; choose an earlier one"
+            " it; choose an earlier one",
+            nothing=True,
         )
     return found
 
@@ -265,7 +266,8 @@ def alive(gradients: Float[Tensor, "n ..."], targets: Sequence[Target], model: S
     if dead := _dead(gradients):
         raise OptionError(
             f"the gradient of {targets[dead[0]]!r} is zero at every pixel: `pack` rounds or detaches, or the"
-            f" scores of {getattr(model, 'name', 'the model')} are saturated; use RISE or occlusion"
+            f" scores of {getattr(model, 'name', 'the model')} are saturated; use RISE or occlusion",
+            nothing=True,
         )
 
 

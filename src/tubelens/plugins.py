@@ -1,4 +1,4 @@
-"""Other people's methods, metrics and models: entry points, and `module:name`.
+"""Other people's methods and metrics: entry points; and whatever else is named `module:name`.
 
 They are looked for only when a name is given that is not ours, so importing Tubelens imports none of them.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tubelens.errors import OptionError, TubelensError
 
-Group = Literal["methods", "metrics", "models"]
+Group = Literal["methods", "metrics"]
 
 
 def named(group: Group, name: str) -> Any | None:

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from rich.text import Text
 
-from tubelens.cli.options import SeveralNetworks, _each
+from tubelens.cli.options import SeveralNetworks, each
 from tubelens.cli.show import STDERR, duration, note, print_json, print_table, progress, read_labels
 from tubelens.errors import OptionError
 from tubelens.evaluate.job import Network, asked
@@ -159,7 +159,7 @@ class Evaluate(SeveralNetworks):
     def _networks(self) -> list[Network]:
         rows = self.networks()
         n = len(rows)
-        trained, names = _each("--trained", self.trained, n), _each("--name", self.name, n)
+        trained, names = each("--trained", self.trained, n), each("--name", self.name, n)
         if len(self.name) == 1 < n:
             raise OptionError(f"--name: 1 is given for {n} networks: give one each")
         return [

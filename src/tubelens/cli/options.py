@@ -95,9 +95,9 @@ class SeveralNetworks:
             raise OptionError("--model needs at least one name (`tubelens models` lists them)")
         n = len(self.model)
         columns = (
-            _each("--weights", self.weights, n),
-            _each("--input", self.input, n),
-            _each("--labels", self.labels, n),
+            each("--weights", self.weights, n),
+            each("--input", self.input, n),
+            each("--labels", self.labels, n),
         )
         rows = list(zip(self.model, *columns, strict=True))
         for i, row in enumerate(rows):
@@ -110,7 +110,8 @@ class SeveralNetworks:
         return rows
 
 
-def _each(option: str, given: Sequence[str], n: int) -> list[str | None]:
+def each(option: str, given: Sequence[str], n: int) -> list[str | None]:
+    """One value each of `n` networks from none, one or `n` that were given; `-` is none."""
     if len(given) not in (0, 1, n):
         raise OptionError(
             f"{option}: {len(given)} are given for {n} network{'s' * (n > 1)}: give one for all, or one each"

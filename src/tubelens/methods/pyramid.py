@@ -187,7 +187,9 @@ class Pyramid:
     ) -> Explanation:
         names = {traced.layers[n].name: n for n in tubes}
         if not tubes:
-            raise OptionError(f"pyramid: no layer with time and space was selected for {target!r}")
+            raise OptionError(
+                f"pyramid: no layer with time and space was selected for {target!r}", nothing=True
+            )
         if self.layer is not None and self.layer not in names:
             known = ", ".join(list(names)[:12])
             raise OptionError(f"pyramid: layer {self.layer!r} is not among those selected: {known} ...")

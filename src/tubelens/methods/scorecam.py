@@ -207,7 +207,8 @@ def varying(low: Float[Tensor, "c"], high: Float[Tensor, "c"], features: LayerFe
     found = [k for k in strongest(features.activations) if varies[k]]
     if not found:
         raise LayerError(
-            f"every channel of layer {features.layer!r} is constant over this clip: choose an earlier layer"
+            f"every channel of layer {features.layer!r} is constant over this clip: choose an earlier layer",
+            nothing=True,
         )
     return found
 

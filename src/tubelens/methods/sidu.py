@@ -153,7 +153,8 @@ class SIDU:
         if not bool(active.any()):
             raise LayerError(
                 f"no channel of layer {layer!r} is above {self.threshold:g} anywhere (the largest value is"
-                f" {float(activations.max()):.3g}): lower SIDU's threshold"
+                f" {float(activations.max()):.3g}): lower SIDU's threshold",
+                nothing=True,
             )
         counts: dict[bytes, int] = {}
         first = []

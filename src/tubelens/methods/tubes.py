@@ -191,7 +191,9 @@ def check_affine(
         LayerError: there is none.
     """
     if float(at_clip.abs().amax()) == 0:
-        raise LayerError(f"the scores of {capture.model.name} do not depend on layer {capture.layer!r}")
+        raise LayerError(
+            f"the scores of {capture.model.name} do not depend on layer {capture.layer!r}", nothing=True
+        )
     difference = float((at_probe - at_clip).norm() / at_clip.norm())
     if not difference <= AFFINE_TOLERANCE:
         measured = f"its gradient changes by {difference:.0%} with the activations"

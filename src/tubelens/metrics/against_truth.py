@@ -221,8 +221,7 @@ def _score(
     flat = torch.ones_like(saliency)
     anchors = {name: measure(settled(m), looked_for) for name, m in maps.items() if name != RANDOM}
     anchors = {RANDOM: (by_chance or measure)(flat, looked_for)} | anchors
-    told = {name: round(other, 9) for name, other in anchors.items()}  # interpolation rounds
-    notes = warnings_for(round(value, 9), told, better)
+    notes = warnings_for(value, anchors, better)
     scale, said = between(value, anchors, better)
     if mass and not bool((saliency > 0).any()):
         notes = ("nothing in the map is positive", *notes)

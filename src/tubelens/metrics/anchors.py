@@ -94,21 +94,32 @@ def between(
 
 
 def warnings_for(
-    value: float, anchors: Mapping[str, float], higher_is_better: bool | None
+    value: float,
+    anchors: Mapping[str, float],
+    higher_is_better: bool | None,
+    what: str = "map",
+    called: Mapping[str, str] = RIVALS,
 ) -> tuple[str, ...]:
     """One note for all the anchors that a map loses to; none where it loses to none of them.
 
     An equal value is no loss, nor one that only rounding tells apart, nor NaN, nor one below the oracle's.
+
+    Args:
+        value: of the map.
+        anchors: values of others, by name.
+        higher_is_better: direction; None: nothing can lose.
+        what: is scored, where that is no map.
+        called: anchors that it should beat, and what they are called.
     """
     if higher_is_better is None:
         return ()
     sign = 1 if higher_is_better else -1
     lost = [
-        f"{called} ({anchors[name]:.3f})"
-        for name, called in RIVALS.items()
+        f"{words} ({anchors[name]:.3f})"
+        for name, words in called.items()
         if name in anchors and sign * (anchors[name] - value) > ROUNDING * max(1.0, abs(value))
     ]
-    return (f"the map ({value:.3f}) does worse than {' and '.join(lost)}",) if lost else ()
+    return (f"the {what} ({value:.3f}) does worse than {' and '.join(lost)}",) if lost else ()
 
 
 # ── the maps ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,14 +17,13 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
-from tubelens.metrics.anchors import ORACLE, RANDOM, between
+from tubelens.metrics.anchors import ORACLE, RANDOM, between, warnings_for
 from tubelens.metrics.edits import (
     EMPTY,
     ScoreOf,
     Tube,
     answers,
     distinct,
-    lost_to,
     map_of,
     top_voxels,
     volume_of,
@@ -236,7 +235,7 @@ class BandShare:
             anchors,
             scale,
             facts=facts,
-            notes=lost_to(value, anchors, True, {RANDOM: "bands drawn by lot"}) + said,
+            notes=warnings_for(value, anchors, True, "tube", {RANDOM: "bands drawn by lot"}) + said,
         )
 
 

@@ -44,9 +44,10 @@ from tubelens.metrics.removal import (
     queue,
     voxel_order,
 )
+from tubelens.metrics.sharing import explained, grouped
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
-from tubelens.target import Contrast, Logit, Prob, Target
+from tubelens.target import Prob, Target
 from tubelens.truth import Truth
 
 __all__ = ["Curves", "Deletion", "Insertion", "curves", "together"]
@@ -189,19 +190,11 @@ def together(
         OptionError: a map or a truth of another size than the clip.
         ScoreError: NaN or infinity.
     """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, metric in enumerate(metrics):
-        groups.setdefault(_shared(metric), []).append(i)
     maps = [explanation.saliency for explanation in explanations]
     check_maps(maps, clip)
-    scores: list[list[Score]] = [[] for _ in metrics]
     if not explanations:
-        return scores
-    for members in groups.values():
-        found = _scores([metrics[i] for i in members], model, clip, explanations, maps, truth, run)
-        for i, row in zip(members, found, strict=True):
-            scores[i] = row
-    return scores
+        return [[] for _ in metrics]
+    return grouped(metrics, _shared, lambda some: _scores(some, model, clip, explanations, maps, truth, run))
 
 
 def _shared(metric: Metric) -> tuple[Any, ...]:
@@ -288,11 +281,7 @@ def _plan(metric: Metric) -> Plan:
 
 
 def _target(explanation: Explanation, metric: Metric) -> Target:
-    """What is read off the scores: the probability or the logit of the class, or the contrast itself."""
-    target = explanation.target
-    if isinstance(target, Contrast):
-        return target
-    return (Logit if metric.score == "logit" and not metric.parity else Prob)(target.classes[0])
+    return explained(explanation.target, "prob" if metric.parity else metric.score)
 
 
 def _notes(

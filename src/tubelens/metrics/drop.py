@@ -32,10 +32,10 @@ from tubelens.masks import Triple, ranking
 from tubelens.metrics.anchors import TIME_MEAN, common_maps, settled, time_mean, warnings_for
 from tubelens.metrics.options import check_seed
 from tubelens.metrics.protocol import Score
+from tubelens.metrics.sharing import explained, grouped
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_masked
-from tubelens.target import Logit, Prob, Target
 from tubelens.truth import Truth
 
 Values = Float64[Tensor, "*n"]
@@ -234,22 +234,13 @@ def together(
         OptionError: a map or a truth of another size than the clip.
         ScoreError: NaN or infinity.
     """
-    groups: dict[tuple[str, int, bool], list[int]] = {}
-    for i, metric in enumerate(metrics):
-        groups.setdefault((repr(metric.fill), metric.seed, metric.anchors), []).append(i)
-    scores: list[list[Score]] = [[] for _ in metrics]
-    for members in groups.values() if explanations else ():
-        found = _scores([metrics[i] for i in members], model, clip, explanations, truth, run)
-        for i, row in zip(members, found, strict=True):
-            scores[i] = row
-    return scores
-
-
-def explained(target: Target, score: Literal["prob", "logit"] = "prob") -> Target:
-    """What is read off the scores: the probability or the logit of the class; a `Contrast` stays itself."""
-    if len(target.classes) > 1:
-        return target
-    return (Logit if score == "logit" else Prob)(target.classes[0])
+    if not explanations:
+        return [[] for _ in metrics]
+    return grouped(
+        metrics,
+        lambda metric: (repr(metric.fill), metric.seed, metric.anchors),
+        lambda some: _scores(some, model, clip, explanations, truth, run),
+    )
 
 
 def _scores(

@@ -10,7 +10,7 @@ in the frame that is held; reversed, it runs back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -205,24 +205,6 @@ def anchor_tubes(
     if truth is not None and not bool(truth.mask.all()):
         found[ORACLE] = [Tube(truth.mask.cpu(), tube.dilate)]
     return {name: tubes for name, tubes in found.items() if tubes and tubes[0].frames}
-
-
-def lost_to(
-    value: float,
-    anchors: Mapping[str, float],
-    higher_is_better: bool | None,
-    called: Mapping[str, str] = RIVALS,
-) -> tuple[str, ...]:
-    """One note that names the anchors to which a tube loses; none where it loses to none."""
-    if higher_is_better is None:
-        return ()
-    sign = 1 if higher_is_better else -1
-    lost = [
-        f"{words} ({anchors[name]:.3f})"
-        for name, words in called.items()
-        if name in anchors and sign * (anchors[name] - value) > 0
-    ]
-    return (f"the tube ({value:.3f}) does worse than {' and '.join(lost)}",) if lost else ()
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -27,9 +27,9 @@ from tubelens.metrics.anchors import (
     time_mean,
     warnings_for,
 )
-from tubelens.metrics.drop import explained
 from tubelens.metrics.options import check_cell, check_seed
 from tubelens.metrics.protocol import Score
+from tubelens.metrics.sharing import explained
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_variants

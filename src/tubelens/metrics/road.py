@@ -29,10 +29,10 @@ from tubelens.metrics.anchors import (
     time_mean,
     warnings_for,
 )
-from tubelens.metrics.drop import explained
 from tubelens.metrics.options import check_seed
 from tubelens.metrics.protocol import Score
 from tubelens.metrics.removal import distinct
+from tubelens.metrics.sharing import explained, grouped
 from tubelens.model import Scorer
 from tubelens.running import RUN, Run
 from tubelens.scoring import score_variants
@@ -253,15 +253,13 @@ def together(
         OptionError: a map or a truth of another size than the clip.
         ScoreError: NaN or infinity.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for i, metric in enumerate(metrics):
-        groups.setdefault((metric.percent, metric.noise, metric.seed, metric.anchors), []).append(i)
-    scores: list[list[Score]] = [[] for _ in metrics]
-    for members in groups.values() if explanations else ():
-        found = _scores([metrics[i] for i in members], model, clip, explanations, truth, run)
-        for i, row in zip(members, found, strict=True):
-            scores[i] = row
-    return scores
+    if not explanations:
+        return [[] for _ in metrics]
+    return grouped(
+        metrics,
+        lambda metric: (metric.percent, metric.noise, metric.seed, metric.anchors),
+        lambda some: _scores(some, model, clip, explanations, truth, run),
+    )
 
 
 def _scores(
@@ -276,8 +274,8 @@ def _scores(
     first, m = metrics[0], len(explanations)
     common = common_maps(clip.size, clip, truth, first.seed) if first.anchors else {}
     maps = [settled(e.saliency) for e in explanations]
-    maps += [time_mean(s) for s in maps] if first.anchors else []
-    every = [settled(s).nan_to_num(nan=-torch.inf) for s in (*maps, *common.values())]
+    others = [*(time_mean(s) for s in maps), *common.values()] if first.anchors else []
+    every = [s.nan_to_num(nan=-torch.inf) for s in (*maps, *map(settled, others))]
     which, ranks = distinct([ranking(s, first.seed) for s in every])
     directions = list(dict.fromkeys(metric.higher_is_better for metric in metrics))
     last = ranks[0].numel() - 1

@@ -11,7 +11,6 @@ the random one: no other thread may use it then.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from tubelens.agreement import agreement
 from tubelens.clip import Clip
-from tubelens.errors import HeadError, InputError, LayerError, OptionError
+from tubelens.errors import HeadError, InputError, OptionError
 from tubelens.explanation import Explanation
 from tubelens.metrics.other_model import check_classes, other_model
 from tubelens.metrics.protocol import Score
@@ -40,12 +39,6 @@ smooth, so that those of unrelated networks correlate by chance. On the bundled 
 single draws came above .5 for the absolute gradient (.60 at most, .20 in the mean), none for its signed
 product with the pixels, for tubes or for Grad-CAM; of three draws the least was never above .43."""
 FLAG = "insensitive: the map does not depend on the weights (those of random networks are much the same)"
-NOTHING = re.compile(
-    r"gradient of .* is zero at|scores of .* do not depend on"  # of pixels, layers, attention
-    r"|is constant over this clip|is above .* anywhere"  # Score-CAM, SIDU: no channel to mask with
-    r"|no layer with time and space was selected"  # the pyramid
-)
-"""What a method says that works on this kind of network, but finds nothing to explain with these weights."""
 
 
 def entropy(saliency: Float[Tensor, "*size"], bins: int = 100) -> float:
@@ -322,16 +315,10 @@ def _explained(
     try:
         return spent.add(method(model, clip, [target], run)[0])
     except InputError as error:
-        if not _nothing(error):
+        if not (error.nothing or isinstance(error, HeadError)):  # these weights, and no option or model wrong
             raise
         notes.append(f"no map on a randomised network: {error}")
         return None
-
-
-def _nothing(error: InputError) -> bool:
-    """Whether it is these weights that leave the method nothing to explain, and no option or model wrong."""
-    said = NOTHING.search(str(error)) is not None
-    return isinstance(error, HeadError) or (isinstance(error, LayerError | OptionError) and said)
 
 
 def _alike(a: Explanation, b: Explanation, absolute: bool) -> float:

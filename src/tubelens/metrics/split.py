@@ -14,9 +14,10 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, Once, fill
-from tubelens.metrics.anchors import between
+from tubelens.metrics.anchors import between, warnings_for
 from tubelens.metrics.edits import (
     EMPTY,
+    RIVALS,
     Edit,
     Filled,
     Queue,
@@ -27,7 +28,6 @@ from tubelens.metrics.edits import (
     anchor_tubes,
     distinct,
     edits,
-    lost_to,
     map_of,
     retimed,
     top_voxels,
@@ -268,7 +268,7 @@ class Split:
             anchors,
             scale,
             facts=facts,
-            notes=notes + lost_to(value, anchors, self.higher_is_better) + said,
+            notes=notes + warnings_for(value, anchors, self.higher_is_better, "tube", RIVALS) + said,
         )
 
 

@@ -17,9 +17,18 @@ from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
 from tubelens.masks import Windows as Spans
-from tubelens.metrics.anchors import DIFFERENCE, ORACLE, RANDOM, between, frame_difference, settled
+from tubelens.metrics.anchors import (
+    DIFFERENCE,
+    ORACLE,
+    RANDOM,
+    between,
+    frame_difference,
+    settled,
+    warnings_for,
+)
 from tubelens.metrics.edits import (
     EMPTY,
+    RIVALS,
     Edit,
     Queue,
     ScoreOf,
@@ -29,7 +38,6 @@ from tubelens.metrics.edits import (
     answers,
     distinct,
     edits,
-    lost_to,
     map_of,
     top_voxels,
     volume_of,
@@ -152,7 +160,7 @@ class TemporalEdit:
             "spread": float(values[""].std(correction=0)),
             "region": 1.0 if self.where == "whole" else float(tube.region.double().mean()),
         }
-        notes = lost_to(value, drops, self.higher_is_better)
+        notes = warnings_for(value, drops, self.higher_is_better, "tube", RIVALS)
         if self.where == "inside" and len(tube.frames) == 1:
             notes += ("the tube has a single frame, whose time cannot be altered",)
         scale, said = between(value, drops, self.higher_is_better)
@@ -265,7 +273,7 @@ class Windows:
         anchors = {name: window_agreement(p, windows, unit) for name, p in others.items()}
         anchors = {RANDOM: 0.0} | {name: v for name, v in anchors.items() if not np.isnan(v)}
         n = len(profile) - len(windows) + 1
-        notes = lost_to(value, anchors, True)
+        notes = warnings_for(value, anchors, True, "tube", RIVALS)
         if np.isnan(value):
             same = "no window matters more than another" if np.ptp(windows) <= unit else "the map is the same"
             notes += (f"no rank correlation: {same}" + (" in all frames" if same.endswith("same") else ""),)

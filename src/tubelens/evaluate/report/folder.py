@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tubelens.errors import OptionError, OutputError
+from tubelens.files import replacing
 
 LIST = "files.json"
 """What a folder holds, by which a later report knows that it may take its place."""
@@ -29,40 +27,18 @@ def whole(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise OptionError(f"{target}: a report is a folder, and this is a file: give another --out")
-    strangers = sorted(_inside(target) - _ours(target)) if target.is_dir() else []
-    if strangers:
-        raise OptionError(
-            f"{target}: this folder holds other files ({strangers[0]}), which would go: give another --out"
-        )
-    room: Path | None = None
-    missing = [parent for parent in target.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}-", dir=target.parent))
-        made = room / "new"
-        made.mkdir()
-        yield made
-        names = sorted(_inside(made))
-        (made / LIST).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-        if target.exists():
-            os.replace(target, room / "earlier")
-        try:
-            os.replace(made, target)
-        except BaseException:
-            if (room / "earlier").exists():
-                os.replace(room / "earlier", target)
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{target}: cannot be written: {reason}; nothing was left behind: give another --out"
-        ) from error
-    finally:
-        if room is not None:
-            shutil.rmtree(room, ignore_errors=True)
-        for parent in missing:  # those that were made for nothing are empty
-            with suppress(OSError):
-                parent.rmdir()
+        with replacing(target, folder=True, strangers=_strangers) as made:
+            yield made
+            names = sorted(_inside(made))
+            (made / LIST).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    except OutputError as error:
+        raise OutputError(f"{error}: give another --out") from error
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What an earlier call did not put there."""
+    return sorted(_inside(folder) - _ours(folder))
 
 
 def _inside(folder: Path) -> set[str]:
