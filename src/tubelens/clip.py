@@ -47,6 +47,7 @@ class Source:
         sampling: repr of the sampling plan.
         padded: frames that were added because the video was too short.
         array: the frames themselves where there is no file; never written to disk.
+        notes: what the user should know about how it was read, such as dead cells that were filled.
     """
 
     path: str | None
@@ -61,6 +62,7 @@ class Source:
     sampling: str = ""
     padded: int = 0
     array: np.ndarray | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
 
     def clip_index(self, times: Sequence[float]) -> Float64[np.ndarray, "n"]:
         """Fractional clip-frame numbers of moments of the source, held at the first and the last frame.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelens.clip import Source
-from tubelens.errors import OptionError
+from tubelens.errors import OptionError, nearest
 from tubelens.layout import Centres, Grid
 from tubelens.target import Target
 from tubelens.upsample import Align, fractional_index, matrices, resample
@@ -86,6 +86,8 @@ class Explanation:
         scale: what `heat` and drawings call cold and hot. `"range"`: the minimum and the maximum, as
             published for tubes. `"positive"`: zero and the strongest positive values, so that a voxel without
             effect is cold; for maps whose zero means that.
+        by_band: where the method told the bands apart, the name and the grid of each group of bands; the map
+            itself is then their sum. `band` and `bands` read them.
     """
 
     parts: tuple[Grid, ...]
@@ -95,6 +97,29 @@ class Explanation:
     provenance: Provenance
     align: Align = "centres"
     scale: Scale = "range"
+    by_band: tuple[tuple[str, Grid], ...] = ()
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Groups of bands that the method told apart; empty where it did not."""
+        return tuple(name for name, _ in self.by_band)
+
+    def band(self, name: str) -> Explanation:
+        """The map of one group of bands, as an explanation of its own: its label names them.
+
+        Raises:
+            OptionError: the method did not tell them apart.
+        """
+        if name not in self.bands:
+            known = (
+                f"it has {', '.join(self.bands)}"
+                if self.bands
+                else ("this map is of all bands together: use a method that tells them apart")
+            )
+            raise OptionError(f"no map of band {name!r}{nearest(name, self.bands)}: {known}")
+        grid = dict(self.by_band)[name]
+        record = replace(self.provenance, label=f"{self.provenance.label} · {name}")
+        return replace(self, parts=(grid,), provenance=record, by_band=())
 
     @property
     def grid(self) -> Float[Tensor, "t h w"]:

@@ -1,7 +1,8 @@
 """What takes the place of removed evidence, in pixels, before normalisation.
 
 A fill is bound to a clip once (`over`) and then blends batches of masks with it: 1 keeps a voxel, 0 replaces
-it, and between them the two are mixed linearly. All but `Freeze` replace by one fixed clip, made once.
+it, and between them the two are mixed linearly. A mask is for all bands, `(t, h, w)`, or has one for each,
+`(c, t, h, w)`. All but `Freeze` replace by one fixed clip, made once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from tubelens.errors import OptionError, nearest
 
 Blend = Callable[[Tensor], Tensor]
-"""Masks `(b, t, h, w)`, 1 = kept, to masked clips `(b, c, t, h, w)`."""
+"""Masks `(b, t, h, w)` or `(b, c, t, h, w)`, 1 = kept, to masked clips `(b, c, t, h, w)`."""
 
 BLUR = 1 / 22
 """Default blur as a share of the short side: 10 pixels at 224 (Fong and Vedaldi, ICCV 2017)."""
@@ -39,8 +40,8 @@ class Black:
     def over(self, pixels: Float[Tensor, "c t h w"]) -> Blend:
         """`m x`."""
 
-        def blend(masks: Float[Tensor, "b t h w"]) -> Float[Tensor, "b c t h w"]:
-            return pixels * masks[:, None]
+        def blend(masks: Float[Tensor, "b *mask"]) -> Float[Tensor, "b c t h w"]:
+            return pixels * over_bands(masks)
 
         return blend
 
@@ -118,14 +119,14 @@ class Freeze:
         """The recurrence; the fill depends on the mask."""
         mean = pixels.mean(dim=1)
 
-        def blend(masks: Float[Tensor, "b t h w"]) -> Float[Tensor, "b c t h w"]:
-            frames = pixels.shape[1]
+        def blend(masks: Float[Tensor, "b *mask"]) -> Float[Tensor, "b c t h w"]:
+            frames, masks = pixels.shape[1], over_bands(masks)
             held = mean.expand(len(masks), *mean.shape)
             for t in reversed(range(frames)):
-                held = torch.lerp(held, pixels[:, t], masks[:, None, t])
+                held = torch.lerp(held, pixels[:, t], masks[:, :, t])
             out = pixels.new_empty(len(masks), *pixels.shape)
             for t in range(frames):
-                held = torch.lerp(held, pixels[:, t], masks[:, None, t])
+                held = torch.lerp(held, pixels[:, t], masks[:, :, t])
                 out[:, :, t] = held
             return out
 
@@ -184,10 +185,15 @@ class Once:
 def _static(pixels: Float[Tensor, "c t h w"], base: Tensor) -> Blend:
     """`m x + (1 - m) base`; exactly `x` where m = 1 and exactly `base` where m = 0."""
 
-    def blend(masks: Float[Tensor, "b t h w"]) -> Float[Tensor, "b c t h w"]:
-        return torch.lerp(base, pixels, masks[:, None])
+    def blend(masks: Float[Tensor, "b *mask"]) -> Float[Tensor, "b c t h w"]:
+        return torch.lerp(base, pixels, over_bands(masks))
 
     return blend
+
+
+def over_bands(masks: Float[Tensor, "b *mask"]) -> Float[Tensor, "b _ t h w"]:
+    """Masks with a dimension for the bands, of length 1 where they are for all."""
+    return masks[:, None] if masks.ndim == 4 else masks
 
 
 def _gaussian(size: int, sigma: float) -> Float[Tensor, "size size"]:

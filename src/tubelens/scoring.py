@@ -49,7 +49,7 @@ class Part:
     """
 
     first: int
-    masks: Float[Tensor, "_ T H W"]
+    masks: Float[Tensor, "_ *mask"]
     values: Float[Tensor, "n b"]
     scores: Float[Tensor, "b k"]
 

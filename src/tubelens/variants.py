@@ -19,7 +19,7 @@ from tubelens.fill import Fill
 from tubelens.masks import Masks
 
 Batch = tuple[Tensor, Tensor | None]
-"""Clips `(b, c, T, H, W)`, and the masks `(b, T, H, W)` that made them where masks did."""
+"""Clips `(b, c, T, H, W)`, and the masks `(b, T, H, W)` or `(b, c, T, H, W)` that made them, if any did."""
 Make = Callable[[int, int], Batch]
 """Versions `start` to `stop`."""
 

@@ -18,11 +18,12 @@ from tests.metrics.test_temporal import explained
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.fill import FILLS, Freeze, Noise
-from tubelens.metrics.bands import BandShare, grouped, interactions, shapley
+from tubelens.metrics.bands import BandShare, interactions, shapley
 from tubelens.metrics.edits import Tube, top_voxels
 from tubelens.metrics.protocol import CurveMetric
 from tubelens.model import BlackBox
 from tubelens.running import Run
+from tubelens.spectra import spectra
 from tubelens.target import Logit, Prob
 from tubelens.truth import Truth
 
@@ -337,11 +338,13 @@ def test_truth_in_bands_that_the_clip_does_not_have_is_unknown():
 
 
 def test_groups_are_read():
-    assert grouped(BANDS) == {"R": [0], "G": [1], "B": [2], "IR": [3]}
-    assert grouped(BANDS, "RGB|IR") == {"RGB": [0, 1, 2], "IR": [3]}
-    assert grouped(BANDS, " IR+R | GB ") == {"IR+R": [3, 0], "GB": [1, 2]}
-    assert grouped(("I", "IR"), "IIR") == {"IIR": [0, 1]}
-    assert grouped(("a+b", "c")) == {"a+b": [0], "c": [1]}
+    assert spectra(BANDS) == {"RGB": [0, 1, 2], "IR": [3]}
+    assert spectra(BANDS[:3]) == {"R": [0], "G": [1], "B": [2]}
+    assert spectra(("IR", "B", "R", "G")) == {"BRG": [1, 2, 3], "IR": [0]}
+    assert spectra(BANDS, "RGB|IR") == {"RGB": [0, 1, 2], "IR": [3]}
+    assert spectra(BANDS, " IR+R | GB ") == {"IR+R": [3, 0], "GB": [1, 2]}
+    assert spectra(("I", "IR"), "IIR") == {"IIR": [0, 1]}
+    assert spectra(("a+b", "c")) == {"a+b": [0], "c": [1]}
 
 
 @pytest.mark.parametrize(
@@ -358,7 +361,7 @@ def test_groups_are_read():
 )
 def test_bad_groups(bands, groups, said):
     with pytest.raises(OptionError, match=said):
-        grouped(bands, groups)
+        spectra(bands, groups)
 
 
 @pytest.mark.parametrize(

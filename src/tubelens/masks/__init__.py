@@ -5,6 +5,7 @@ made from it batch by batch on the device that scores them, so that neither resu
 many there are or how they are batched.
 """
 
+from tubelens.masks.bands import EachBand, Independent
 from tubelens.masks.family import AXES, Masks, Triple
 from tubelens.masks.grids import Features, Grids, Published
 from tubelens.masks.regions import Cells, Ranks, ranking, supervoxels
@@ -13,8 +14,10 @@ from tubelens.masks.windows import Tracked, Windows
 __all__ = [
     "AXES",
     "Cells",
+    "EachBand",
     "Features",
     "Grids",
+    "Independent",
     "Masks",
     "Published",
     "Ranks",

@@ -26,6 +26,9 @@ class Masks(Protocol):
         """How many masks."""
         ...
 
-    def batch(self, start: int, stop: int, device: torch.device | str = "cpu") -> Float[Tensor, "b T H W"]:
-        """Masks `start` to `stop`, in [0, 1], 1 = kept, made on the device."""
+    def batch(self, start: int, stop: int, device: torch.device | str = "cpu") -> Float[Tensor, "b *mask"]:
+        """Masks `start` to `stop`, in [0, 1], 1 = kept, made on the device.
+
+        `(b, T, H, W)`, or `(b, c, T, H, W)` where the bands have masks of their own (`tubelens.masks.bands`).
+        """
         ...

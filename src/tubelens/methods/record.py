@@ -77,6 +77,7 @@ class Recorder:
         facts: Sequence[dict[str, float]] | None = None,
         align: Align = "centres",
         scale: Scale = "positive",
+        by_band: Sequence[Sequence[tuple[str, Grid]]] | None = None,
     ) -> list[Explanation]:
         """One explanation a target.
 
@@ -87,6 +88,7 @@ class Recorder:
             facts: numbers that the method reports, one dictionary a target.
             align: how drawings place the cells.
             scale: what drawings call cold and hot.
+            by_band: where the bands were told apart, names and grids of each target's, which sum to its grid.
         """
         scores = self.scores.detach()
         values: list[float] = evaluate(targets, scores, self.model.output)[:, 0].tolist()
@@ -103,7 +105,7 @@ class Recorder:
             "forwards": self.forwards,
             "backwards": self.backwards,
             "device": str(getattr(self.model, "device", torch.device("cpu"))),
-            "notes": self.notes,
+            "notes": (*clip.source.notes, *self.notes),
             "seconds": time.perf_counter() - self.start,
         }
         return [
@@ -122,6 +124,7 @@ class Recorder:
                 ),
                 align,
                 scale,
+                tuple((name, part.cpu()) for name, part in by_band[i]) if by_band else (),
             )
             for i, (grid, target, value) in enumerate(zip(grids, targets, values, strict=True))
         ]

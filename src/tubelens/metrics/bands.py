@@ -31,11 +31,10 @@ from tubelens.metrics.edits import (
 from tubelens.metrics.options import checked, one_of
 from tubelens.metrics.protocol import Score
 from tubelens.running import RUN, Run
+from tubelens.spectra import spectra
 from tubelens.truth import Truth
 from tubelens.variants import Batch, Make
 
-MOST = 6
-"""Players: 64 versions of a clip."""
 LEAST = 0.01
 """Loss below which shares of it mean nothing; where the score rises, the bands speak against the class."""
 
@@ -163,7 +162,7 @@ class BandShare:
                 truth of another size than the clip.
             ScoreError: NaN or infinity.
         """
-        players = grouped(clip.bands, self.groups)
+        players = spectra(clip.bands, self.groups or "|".join(clip.bands))
         tubes = [self._region(explanation, clip, truth) for explanation in explanations]
         regions = {tube.key: tube for tube in tubes if tube.frames}
         oracle = None
@@ -276,47 +275,3 @@ class Coalitions:
             return out, None
 
         return make
-
-
-def grouped(bands: Sequence[str], groups: str = "") -> dict[str, list[int]]:
-    """The players: the channels of each, by name.
-
-    Args:
-        bands: of the clip.
-        groups: players separated by `|`; within one, bands separated by `+`, or by nothing (`RGB`): the
-            longest name that fits is read first. Empty: each band is a player.
-
-    Raises:
-        OptionError: a band that the clip does not have, twice or left out; more than 6 players.
-    """
-    names = [part.strip() for part in groups.split("|")] if groups else [*bands]
-    if len(set(bands)) < len(bands):
-        raise OptionError(f"the clip's bands {', '.join(bands)} must have names of their own")
-    parts = [_parsed(name, bands, groups) if groups else [name] for name in names]
-    players = {name: [bands.index(b) for b in own] for name, own in zip(names, parts, strict=True)}
-    used = sorted(b for own in players.values() for b in own)
-    if used != list(range(len(bands))) or len(players) < len(names):
-        raise OptionError(f"groups {groups!r} must name each of the bands {', '.join(bands)} once")
-    if len(players) > MOST:
-        raise OptionError(
-            f"{len(players)} bands have {2 ** len(players)} subsets: give up to {MOST} groups, as in"
-            f" groups='{'+'.join(bands[:2])}|{'+'.join(bands[2:])}'"
-        )
-    return players
-
-
-def _parsed(name: str, bands: Sequence[str], groups: str) -> list[str]:
-    found = []
-    for word in name.split("+"):
-        rest = word.strip()
-        while True:
-            fits = [b for b in bands if b and rest.startswith(b)]
-            if not fits:
-                raise OptionError(
-                    f"groups {groups!r}: no band begins {rest!r}: the clip has {', '.join(bands)}"
-                )
-            found.append(max(fits, key=len))
-            rest = rest[len(found[-1]) :]
-            if not rest:
-                break
-    return found

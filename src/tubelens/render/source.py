@@ -15,7 +15,7 @@ from torch import Tensor
 from tubelens.clip import Clip, Source
 from tubelens.errors import OptionError, VideoError
 from tubelens.explanation import Explanation
-from tubelens.video import Frames, open_video
+from tubelens.video import Frames, exists, open_video
 
 Many = Explanation | Sequence[Explanation]
 """One explanation, or several of the same video."""
@@ -62,7 +62,7 @@ def open_source(source: Source, on: On = None) -> Frames:
         )
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
-        if not Path(name).exists():
+        if not exists(name):
             hint = "" if on is not None else ": pass on= with the file or the frames to draw on"
             raise VideoError(f"{name}: no such file or folder{hint}")
         video = open_video(name, fps=source.fps if Path(name).is_dir() else None)

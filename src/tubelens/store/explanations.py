@@ -92,15 +92,15 @@ def from_bytes(data: bytes) -> Explanation:
 def _packed(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file."""
     tensors = {}
-    for i, part in enumerate(explanation.parts):
+    grids = [*explanation.parts, *(grid for _, grid in explanation.by_band)]
+    for i, part in enumerate(grids):
         tensors[f"part{i}.values"] = part.values.contiguous().cpu()
         for axis in ("t", "y", "x"):
             tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
     source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
     header = {
-        "parts": [
-            {"span": part.span, "weight": part.weight, "area": part.area} for part in explanation.parts
-        ],
+        "parts": [{"span": part.span, "weight": part.weight, "area": part.area} for part in grids],
+        "bands": explanation.bands,
         "size": explanation.size,
         "source": source,
         "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
@@ -125,14 +125,17 @@ def _unpacked(tensors: dict[str, Tensor], header: dict[str, Any]) -> Explanation
         for i, part in enumerate(header["parts"])
     )
     size, target = header["size"], header["target"]
+    bands = header.get("bands", ())
+    own = len(parts) - len(bands)
     return Explanation(
-        parts,
+        parts[:own],
         (size[0], size[1], size[2]),
         _source(header["source"]),
         TARGETS[target["kind"]](*target["classes"]),
         _provenance(header["provenance"]),
         header["align"],
         header.get("scale", "range"),
+        tuple(zip(bands, parts[own:], strict=True)),
     )
 
 
@@ -142,6 +145,7 @@ def _without_array(source: Source) -> Source:
 
 def _source(fields: dict[str, Any]) -> Source:
     pairs = {key: tuple(fields[key]) for key in ("size", "times", "span", "resized")}
+    pairs["notes"] = tuple(fields.get("notes", ()))
     return Source(**{**fields, **pairs, "box": Box(**fields["box"])})
 
 

@@ -10,6 +10,7 @@ from tubelens.video.frames import ArrayFrames, Frames, open_video
 from tubelens.video.images import FolderFrames
 from tubelens.video.read import read_clip, read_spec
 from tubelens.video.sinks import FolderSink, GifSink, VideoSink, write_png
+from tubelens.video.streams import Stream, exists, paired, streams
 from tubelens.video.views import ClipViews, View, read_views
 from tubelens.video.windows import ClipWindows, read_windows
 
@@ -26,13 +27,17 @@ __all__ = [
     "FolderSink",
     "Frames",
     "GifSink",
+    "Stream",
     "VideoSink",
     "View",
+    "exists",
     "extract_frames",
     "open_video",
+    "paired",
     "read_clip",
     "read_spec",
     "read_views",
     "read_windows",
+    "streams",
     "write_png",
 ]

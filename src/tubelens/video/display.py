@@ -50,3 +50,14 @@ def over_black(frame: UInt8[np.ndarray, "h w _"]) -> UInt8[np.ndarray, "h w 3"]:
         return frame
     colour, alpha = frame[..., :3].astype(np.uint16), frame[..., 3:].astype(np.uint16)
     return ((colour * alpha + 127) // 255).astype(np.uint8)
+
+
+def shown(frame: np.ndarray) -> Frame:
+    """uint8 RGB to look at: one channel as grey, the first three of several (two: the third is zero)."""
+    values = frame if frame.dtype == np.uint8 else np.round(frame * 255).astype(np.uint8)
+    channels = values.shape[2]
+    if channels == 1:
+        return np.repeat(values, 3, axis=2)
+    if channels == 2:
+        return np.concatenate([values, np.zeros_like(values[..., :1])], axis=2)
+    return np.ascontiguousarray(values[..., :3])

@@ -58,7 +58,14 @@ class FileFrames:
         rotation: counter-clockwise degrees that show a stored frame upright.
         has_audio: whether there is sound.
         decoded: frames that came out of the decoder so far.
+        bands: R, G, B.
+        pictures: what a displayed frame is a picture of: one thing, without a name.
+        notes: what the user should know.
     """
+
+    bands: tuple[str, ...] = ("R", "G", "B")
+    pictures: tuple[str, ...] = ("",)
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file = regular_file(path)

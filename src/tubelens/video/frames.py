@@ -1,111 +1,35 @@
-"""One way to frames, wherever they are: a file, a folder of images, or an array."""
+"""One way to frames, wherever they are: a file, a folder of images, measured values, an array, or several
+spectra of one scene.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, SupportsIndex
 
 import numpy as np
 from torch import Tensor
 
-from tubelens.errors import InputError, OptionError
-from tubelens.video.display import Frame
+from tubelens.errors import OptionError
+from tubelens.video.arrays import ArrayFrames
 from tubelens.video.file import FileFrames
 from tubelens.video.images import FolderFrames
-from tubelens.video.moments import increasing, shown_at
+from tubelens.video.measured import MeasuredFrames, is_measured
+from tubelens.video.paired import PairedFrames
+from tubelens.video.streams import Stream, streams
 
+__all__ = ["ArrayFrames", "Frames", "exactly", "open_stream", "open_video"]
 
-class ArrayFrames:
-    """Frames of an array `(t, h, w, c)`: uint8, or float in [0, 1].
-
-    Attributes:
-        path: None.
-        size: height and width.
-        fps: frames a second that the array stands for.
-        array: as given.
-        exact: yield the array's own values instead of uint8.
-        decoded: frames taken so far.
-    """
-
-    path: str | None = None
-    rotation = 0
-    has_audio = False
-
-    def __init__(self, array: Any, fps: float = 25.0, exact: bool = False) -> None:
-        frames = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-        if frames.ndim != 4 or 0 in frames.shape:
-            raise InputError(f"an array must be (t, h, w, c) and not empty, got shape {frames.shape}")
-        if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
-            raise InputError(f"an array must be uint8 or float, got {frames.dtype}")
-        if frames.dtype != np.uint8 and not (frames.min() >= 0 and frames.max() <= 1):  # also catches NaN
-            raise InputError(
-                f"a float array must lie in [0, 1], got {frames.min():.4g} to {frames.max():.4g}:"
-                " divide by its full scale"
-            )
-        self.array = frames
-        self.fps = float(fps)
-        self.exact = exact
-        self.decoded = 0
-        self.size: tuple[int, int] = (frames.shape[1], frames.shape[2])
-
-    def times(self) -> list[float]:
-        """Seconds of every frame; the first is 0."""
-        return [number / self.fps for number in range(len(self.array))]
-
-    def pick(self, indices: Iterable[SupportsIndex]) -> Iterator[tuple[int, float, np.ndarray]]:
-        """Frames by number, increasing: `(number, seconds, frame)`; one channel is shown as grey.
-
-        Raises:
-            OptionError: not increasing, or a number that the array does not have.
-        """
-        for number in increasing(indices, len(self.array), "the array"):
-            self.decoded += 1
-            frame = self.array[number]
-            yield number, number / self.fps, frame if self.exact else _shown(frame)
-
-    def between(self, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
-        """Frames shown from `start` to `end` (seconds), both included within half a frame."""
-        inside = (
-            n for n, t in enumerate(self.times()) if start - 0.5 / self.fps <= t <= end + 0.5 / self.fps
-        )
-        for _, seconds, frame in self.pick(inside):
-            yield seconds, frame
-
-    def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, np.ndarray]]:
-        """Every `stride`-th frame from the one shown at `start` (seconds).
-
-        Raises:
-            OptionError: the array ends before `start`.
-        """
-        first = shown_at(self.times(), start, self.fps, "the array")
-        for _, seconds, frame in self.pick(range(first, len(self.array), stride)):
-            yield seconds, frame
-
-    def sha256(self) -> str | None:
-        """None: an array is known by itself."""
-        return None
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def __enter__(self) -> ArrayFrames:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-Frames = FileFrames | FolderFrames | ArrayFrames
+Frames = FileFrames | FolderFrames | ArrayFrames | MeasuredFrames | PairedFrames
 
 
 def open_video(source: str | os.PathLike[str] | np.ndarray | Tensor, fps: float | None = None) -> Frames:
-    """Frames of a video file, of a folder of images, or of an array `(t, h, w, c)`.
+    """Frames of a source: a path, the text of one (see `tubelens.video.streams`), or an array.
 
     Args:
-        source: the path, or the array (uint8, or float in [0, 1]).
-        fps: frame rate of a folder or an array, 25 by default. A file has its own.
+        source: a video file, a folder of images, a file of measured values, several spectra of one scene
+            (`visible=a.mp4|lwir=b/`), or an array `(t, h, w, c)` (uint8, or float in [0, 1]).
+        fps: frame rate of what has no times of its own, 25 by default. A video file has its own.
 
     Raises:
         VideoError: it cannot be read.
@@ -116,19 +40,35 @@ def open_video(source: str | os.PathLike[str] | np.ndarray | Tensor, fps: float 
         raise OptionError(f"fps must be positive, not {fps}")
     if not isinstance(source, str | os.PathLike):
         return ArrayFrames(source, fps or 25.0)
-    if Path(source).is_dir():
-        return FolderFrames(source, fps or 25.0)
-    if fps is not None:
-        raise OptionError(f"{os.fspath(source)}: fps is for folders and arrays; a file has its own times")
-    return FileFrames(source)
+    parts = streams(source)
+    if len(parts) > 1:
+        return PairedFrames(os.fspath(source), parts, [open_stream(part, fps) for part in parts])
+    return open_stream(parts[0], fps)
 
 
-def _shown(frame: np.ndarray) -> Frame:
-    """uint8 RGB to look at: one channel as grey, the first three of several (two: the third is zero)."""
-    values = frame if frame.dtype == np.uint8 else np.round(frame * 255).astype(np.uint8)
-    channels = values.shape[2]
-    if channels == 1:
-        return np.repeat(values, 3, axis=2)
-    if channels == 2:
-        return np.concatenate([values, np.zeros_like(values[..., :1])], axis=2)
-    return np.ascontiguousarray(values[..., :3])
+def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | FolderFrames | MeasuredFrames:
+    """Frames of one stream.
+
+    Args:
+        stream: which.
+        fps: where the stream itself does not say, of what has no times of its own.
+
+    Raises:
+        VideoError: it cannot be read.
+        OptionError: an option that means nothing to what is there.
+    """
+    rate = stream.fps or fps
+    if is_measured(stream):
+        return MeasuredFrames(stream, rate)
+    if Path(stream.path).is_dir():
+        return FolderFrames(stream.path, rate or 25.0)
+    if stream.fps is not None or (fps is not None and not stream.name):
+        raise OptionError(f"{stream.path}: fps is for folders and arrays; a file has its own times")
+    return FileFrames(stream.path)
+
+
+def exactly(video: Frames) -> Frames:
+    """The same, yielding the values of each band in place of a picture to look at, where it has such."""
+    if isinstance(video, ArrayFrames | MeasuredFrames | PairedFrames):
+        video.exact = True
+    return video

@@ -32,10 +32,14 @@ class FolderFrames:
         rotation: 0; each image's own orientation is applied as it is read.
         has_audio: False.
         decoded: images decoded so far.
+        bands, pictures, notes: see `FileFrames`.
     """
 
     rotation = 0
     has_audio = False
+    bands: tuple[str, ...] = ("R", "G", "B")
+    pictures: tuple[str, ...] = ("",)
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 25.0) -> None:
         self.path: str | None = os.fspath(path)

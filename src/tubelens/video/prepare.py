@@ -100,23 +100,27 @@ class Prepare:
 
     def __init__(self, shape: Shape, bands: tuple[str, ...], video: Frames) -> None:
         self.shape = shape
-        channels = video.array.shape[3] if isinstance(video, ArrayFrames) else 3
         self.order: list[int] | None = None
         self.grey = False
-        if isinstance(video, ArrayFrames) and (channels != 3 or not set(bands) <= set("RGB")):
-            if channels != len(bands):
+        have = video.bands
+        if isinstance(video, ArrayFrames) and (len(have) != 3 or not set(bands) <= set("RGB")):
+            if len(have) != len(bands):
                 raise OptionError(
-                    f"the array has {channels} channels but the clip needs {', '.join(bands)}:"
+                    f"the array has {len(have)} channels but the clip needs {', '.join(bands)}:"
                     " name one band a channel"
                 )
-        elif set(bands) <= set("RGB"):
-            self.order = ["RGB".index(band) for band in bands]
-        elif len(bands) == 1:
+        elif set(bands) <= set(have):
+            self.order = [have.index(band) for band in bands]
+        elif len(have) == 1 and (len(bands) == 1 or set(bands) <= set("RGB")):
+            self.order = [0] * len(bands)  # grey, or infrared, as three equal channels
+        elif len(bands) == 1 and have == ("R", "G", "B"):
             self.grey = True
         else:
+            missing = ", ".join(band for band in bands if band not in have)
             raise OptionError(
-                f"{video.path or 'the array'} has bands R, G, B but the clip needs {', '.join(bands)}:"
-                " give an array with these bands"
+                f"{video.path or 'the array'} has bands {', '.join(have)} but the clip needs"
+                f" {', '.join(bands)}:"
+                f" give a stream with {missing}, as in visible=a.mp4|lwir=b/, or name its bands (?bands=...)"
             )
 
     def __call__(self, frame: np.ndarray) -> Float[Tensor, "c h w"]:
@@ -125,7 +129,7 @@ class Prepare:
         if self.grey:
             grey: Tensor = torch.tensordot(torch.tensor(LUMA), pixels, dims=1)[None]
             return grey
-        return pixels if self.order in (None, [0, 1, 2]) else pixels[self.order]
+        return pixels if self.order in (None, [*range(len(pixels))]) else pixels[self.order]
 
 
 def after(times: list[float], count: int, step: float) -> list[float]:
@@ -136,7 +140,7 @@ def after(times: list[float], count: int, step: float) -> list[float]:
 def source_of(
     video: Frames, shape: Shape, times: Sequence[float], span: tuple[float, float], sampling: str, padded: int
 ) -> Source:
-    """The record of where a clip came from."""
+    """The record of where a clip came from, its frames having been read."""
     return Source(
         path=video.path,
         size=video.size,
@@ -149,6 +153,7 @@ def source_of(
         rotation=video.rotation,
         sampling=sampling,
         padded=padded,
+        notes=video.notes,
         array=video.array if isinstance(video, ArrayFrames) else None,
     )
 

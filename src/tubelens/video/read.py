@@ -15,7 +15,7 @@ from tubelens.clip import Clip, Dense, Pad
 from tubelens.errors import OptionError, nearest
 from tubelens.model import InputSpec
 from tubelens.video.flow import has_flow, read_flow
-from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.frames import Frames, exactly, open_video
 from tubelens.video.prepare import Prepare, Shape, after, source_of
 from tubelens.video.sampling import Span, planned, said, spanned, stood_for
 
@@ -111,8 +111,7 @@ def _read(
     how = planned(spec, video.fps, sampling, stride, start, seed, pad)
     shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
     prepare = Prepare(shape, spec.bands, video)
-    if isinstance(video, ArrayFrames):
-        video.exact = True
+    exactly(video)
     if isinstance(how, Dense) and span is None:
         clip, times = _dense(video, how, prepare)
         seen, padded = (times[0], times[-1]), len(clip) - len(set(times))
@@ -149,14 +148,7 @@ def _dense(video: Frames, how: Dense, prepare: Prepare) -> tuple[list[Tensor], l
 def _bands(video: Frames, bands: str | Sequence[str] | None) -> tuple[str, ...]:
     if bands is not None:
         return tuple(bands)
-    channels = video.array.shape[3] if isinstance(video, ArrayFrames) else 3
-    return (
-        ("R", "G", "B")
-        if channels == 3
-        else ("Y",)
-        if channels == 1
-        else tuple(f"b{i}" for i in range(channels))
-    )
+    return video.bands
 
 
 def _check_names(options: dict[str, Any], known: Sequence[str]) -> None:

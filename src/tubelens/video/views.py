@@ -18,7 +18,7 @@ from tubelens.errors import OptionError
 from tubelens.layout import Grid
 from tubelens.model import InputSpec
 from tubelens.video.flow import refuse_flow
-from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.frames import Frames, exactly, open_video
 from tubelens.video.prepare import Prepare, Shape, after, source_of
 from tubelens.video.sampling import check_pad
 
@@ -102,8 +102,7 @@ class ClipViews:
         _check(spec, clips, crops, stride, pad)
         self.bands = spec.bands
         self._video = video
-        if isinstance(video, ArrayFrames):
-            video.exact = True
+        exactly(video)
         one = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
         self._corners, canvas = _spread(one, crops)
         self._shape = replace(one, crop=canvas)

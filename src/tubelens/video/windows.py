@@ -15,7 +15,7 @@ from tubelens.clip import Clip, Pad, Windows, plan
 from tubelens.layout import Grid
 from tubelens.model import InputSpec
 from tubelens.video.flow import refuse_flow
-from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.frames import Frames, exactly, open_video
 from tubelens.video.moments import shown_at
 from tubelens.video.prepare import Prepare, Shape, after, source_of
 
@@ -32,11 +32,9 @@ class ClipWindows:
     def __init__(self, video: Frames, spec: InputSpec, how: Windows, start: float = 0.0) -> None:
         self.plan = how
         self.bands = spec.bands
-        self._video = video
+        self._video = exactly(video)
         self._shape = Shape.of(video.size, spec.size, spec.resize, spec.antialias)
         self._prepare = Prepare(self._shape, spec.bands, video)
-        if isinstance(video, ArrayFrames):
-            video.exact = True
         every = video.times()
         first = 0
         if start:

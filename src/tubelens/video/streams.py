@@ -1,0 +1,255 @@
+"""The text that names a source: a path; how what is measured in it is scaled; several spectra of one scene.
+
+    walk.mp4                                      a video, a folder of images, a file of measured values
+    night.npz?range=15:35                         15 to 35 (degrees, counts: its own unit) become 0 to 1
+    raw.tif?bits=14                               0 to 2^14 - 1 become 0 to 1
+    visible=walk.mp4|lwir=frames/?percentile=1:99&offset=0.25
+
+So wherever a path is taken, so is such a text: by `read_clip`, `model.read`, the command line and manifests;
+and a saved explanation can be drawn again from it alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+from tubelens.errors import OptionError, nearest
+
+VISIBLE = ("visible", "vis", "rgb", "tv", "colour", "color")
+"""Names of streams whose bands are R, G and B, where they have three."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One spectrum of a source, or all of it.
+
+    Attributes:
+        path: file or folder.
+        name: of the spectrum, such as `visible` or `lwir`; empty where there is only one.
+        range: values that become 0 and 1; what lies beyond is cut off.
+        percentile: the same as percentiles over all frames of the recording.
+        bits: the sensor's: 0 to `2^bits - 1` become 0 to 1.
+        bands: names of its channels, in place of those that its name or its kind tells.
+        fps: frames a second, of what has no times of its own.
+        offset: seconds from the first frame of the first stream to the first of this one.
+        homography: file of a 3x3 matrix (`.npy`, or text) that maps pixels (x, y, 1) of this stream to those
+            of the first.
+        fit: what is done with another frame size than the first stream's: `same` resizes where height and
+            width have the same ratio and complains where they do not; `stretch` resizes in any case.
+        shape: `(t, h, w)` or `(t, h, w, c)` of a raw file; t may be 0: as many as there are.
+        dtype: of a raw file, as numpy names it: `uint16`, `>u2`, `float32`, ...
+        header: bytes to skip at the beginning of a raw file.
+        key: name of the array in an `.npz`.
+        palette: of false-colour video, undone: one band, by the nearest colour of that matplotlib map.
+        dead: what is done about values that are not finite: `fill` takes the mean of the live neighbours,
+            `error` complains.
+    """
+
+    path: str
+    name: str = ""
+    range: tuple[float, float] | None = None
+    percentile: tuple[float, float] | None = None
+    bits: int | None = None
+    bands: tuple[str, ...] = ()
+    fps: float | None = None
+    offset: float = 0.0
+    homography: str = ""
+    fit: str = "same"
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    header: int = 0
+    key: str = ""
+    palette: str = ""
+    dead: str = "fill"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it says how its values are scaled."""
+        return not (self.range is None and self.percentile is None and self.bits is None)
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        known = [f for f in fields(self) if f.name not in ("path", "name")]
+        return {f.name: getattr(self, f.name) for f in known if getattr(self, f.name) != f.default}
+
+    def __str__(self) -> str:
+        said = "&".join(f"{key}={quote(_text(value), safe=',:/>.-')}" for key, value in self.given().items())
+        return (f"{self.name}=" if self.name else "") + self.path + (f"?{said}" if said else "")
+
+
+def streams(source: str | os.PathLike[str]) -> tuple[Stream, ...]:
+    """The streams that a source names: one, without a name, for a plain path.
+
+    Raises:
+        OptionError: an option that there is not or that cannot be read, or names missing or given twice.
+    """
+    text = os.fspath(source)
+    if _there(text):
+        return (Stream(text),)
+    parts = [_stream(part) for part in text.split("|")]
+    names = [part.name for part in parts]
+    if len(parts) > 1 and ("" in names or len({name.lower() for name in names}) < len(names)):
+        raise OptionError(f"{text}: several streams need names of their own, as in visible=a.mp4|lwir=b/")
+    return tuple(parts)
+
+
+def exists(source: str | os.PathLike[str]) -> bool:
+    """Whether the files of all its streams are there."""
+    return all(_there(stream.path) for stream in streams(source))
+
+
+def paired(*streams: Stream | str | os.PathLike[str], **named: Stream | str | os.PathLike[str]) -> str:
+    """The text of several spectra of one scene: `paired(visible="a.mp4", lwir="frames/?bits=14")`.
+
+    The first gives the times and the frame size that the others are brought to.
+    """
+    parts = [str(s) if isinstance(s, Stream) else os.fspath(s) for s in streams]
+    parts += [f"{name}={_unnamed(s)}" for name, s in named.items()]
+    return "|".join(parts)
+
+
+def named(text: str, known: Sequence[str] = ()) -> tuple[str, str] | None:
+    """Name and rest of `NAME=PATH?...`; None for a plain path, or where the name is one of `known`."""
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.+)", text, re.S)
+    if found is None or _there(text) or found[1] in known:
+        return None
+    return found[1], found[2]
+
+
+# ── reading the text ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stream(part: str) -> Stream:
+    name, rest = named(part.strip()) or ("", part.strip())
+    path, options = (rest, "") if _there(rest) else _split(rest)
+    known = {f.name for f in fields(Stream)} - {"path", "name"}
+    made: dict[str, Any] = {}
+    for key, value in parse_qsl(options.replace("+", "%2B"), keep_blank_values=True):
+        if key not in known:
+            raise OptionError(
+                f"{path}: unknown option {key!r}{nearest(key, known)}: one of {', '.join(sorted(known))}"
+            )
+        try:
+            made[key] = _READ.get(key, str)(value)
+        except ValueError:
+            raise OptionError(f"{path}: {key}={value} cannot be read: {_HOW.get(key, 'a number')}") from None
+    stream = Stream(path, name, **made)
+    _check(stream)
+    return stream
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """Path and options. A `?` may belong to the path: only what looks like options is taken for them."""
+    path, mark, options = rest.rpartition("?")
+    return (path, options) if mark and re.match(r"[a-z]+=", options) else (rest, "")
+
+
+def _check(stream: Stream) -> None:
+    ways = [way for way in ("range", "percentile", "bits") if getattr(stream, way) is not None]
+    if len(ways) > 1:
+        raise OptionError(f"{stream.path}: {' and '.join(ways)} are ways to scale the same values: give one")
+    if stream.fit not in ("same", "stretch"):
+        raise OptionError(f"{stream.path}: fit is same or stretch, not {stream.fit!r}")
+    if stream.dead not in ("fill", "error"):
+        raise OptionError(f"{stream.path}: dead is fill or error, not {stream.dead!r}")
+
+
+def _there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or a zero byte
+        return False
+
+
+def _unnamed(stream: Stream | str | os.PathLike[str]) -> str:
+    return str(stream) if isinstance(stream, Stream) else os.fspath(stream)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return (":" if isinstance(value[0], float) else ",").join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(":"))
+    if not low < high or not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise ValueError
+    return low, high
+
+
+def _percentile(text: str) -> tuple[float, float]:
+    low, high = _pair(text)
+    if not (low >= 0 and high <= 100):
+        raise ValueError
+    return low, high
+
+
+def _bits(text: str) -> int:
+    bits = int(text)
+    if not 1 <= bits <= 32:
+        raise ValueError
+    return bits
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < float("inf"):
+        raise ValueError
+    return rate
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not abs(seconds) < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(n) for n in re.split(r"[,x]", text))
+    if len(sizes) not in (3, 4) or min(sizes[1:]) < 1 or sizes[0] < 0:
+        raise ValueError
+    return sizes
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise ValueError
+    return count
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if "" in names:
+        raise ValueError
+    return names
+
+
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "range": _pair,
+    "percentile": _percentile,
+    "bits": _bits,
+    "bands": _names,
+    "fps": _rate,
+    "offset": _seconds,
+    "shape": _shape,
+    "header": _count,
+}
+_HOW = {
+    "range": "give the values that become 0 and 1, as in range=15:35",
+    "percentile": "give two percentiles, as in percentile=1:99",
+    "bits": "give the sensor's bits, 1 to 32, as in bits=14",
+    "bands": "give names, as in bands=LWIR or bands=R,G,B",
+    "fps": "give frames a second, more than 0",
+    "offset": "give seconds",
+    "shape": "give frames, height, width and, if there are several, channels, as in shape=0,120,160",
+    "header": "give a number of bytes",
+}
