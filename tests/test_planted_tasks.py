@@ -56,7 +56,7 @@ def test_what_a_clip_says_about_itself(task: Task) -> None:
     clip, kind = generate(3, task), KINDS[task]
     side = 64 if task in TASKS else 32
     assert clip.pixels.shape == (len(clip.bands), 16, side, side)
-    assert clip.bands == (("R", "G", "B", "IR") if task in ("infrared", "xor") else ("R", "G", "B"))
+    assert clip.bands == (("R", "G", "B", "IR") if task in ("infrared", "xor", "spectra") else ("R", "G", "B"))
     assert clip.pixels.dtype == torch.float32
     assert 0 <= float(clip.pixels.min()) < float(clip.pixels.max()) <= 1
     assert torch.equal(clip.pixels, generate(3, task, label=clip.label).pixels)
@@ -84,7 +84,7 @@ def test_classes_are_drawn_evenly(task: Task) -> None:
 
 def test_labels_of_the_first_two_tasks_are_numbered_together() -> None:
     assert labels("key") == labels("dir") == LABELS
-    assert [len(KINDS[task].classes) for task in BENCHMARK] == [4, 4, 2, 3, 4, 2, 4]
+    assert [len(KINDS[task].classes) for task in BENCHMARK] == [4, 4, 2, 3, 4, 2, 4, 4]
 
 
 @pytest.mark.parametrize(

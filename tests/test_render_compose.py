@@ -24,22 +24,22 @@ def heat_seen(drawn, original):
 
 
 def test_a_hot_cell_is_drawn_where_its_crop_lies_in_a_wide_frame():
-    # a 48x80 frame whose central 48x48 was seen at 32x32; cell (1, 2) of 4x4 looks at clip pixel (11.5, 19.5)
+    # a 72x120 frame whose central 72x72 was seen at 32x32; cell (1, 2) of 4x4 looks at its pixel (11.5, 19.5)
     values = torch.zeros(3, 4, 4)
     values[:, 1, 2] = 1
-    array = stack(size=(48, 80))
-    why = explain(values, array=array, box=Box(0.0, 16.0, 48.0, 48.0))
+    array = stack(size=(72, 120))
+    why = explain(values, array=array, box=Box(0.0, 24.0, 72.0, 72.0))
     drawn = [frame for _, frame in frames(why, **PLAIN)]
     assert len(drawn) == 12
     for original, frame in zip(array, drawn, strict=True):
         seen = heat_seen(frame, original).astype(float)
-        seen[:, [14, 15, 64, 65]] = 0  # the outline
-        assert not seen[:, :14].any()
-        assert not seen[:, 66:].any()
-        y, x = np.mgrid[0:48, 0:80]
+        seen[:, [22, 23, 96, 97]] = 0  # the outline
+        assert not seen[:, :22].any()
+        assert not seen[:, 98:].any()
+        y, x = np.mgrid[0:72, 0:120]
         top = seen > 0.6 * seen.max()
-        assert y[top].mean() == pytest.approx((11.5 + 0.5) * 48 / 32 - 0.5, abs=1)
-        assert x[top].mean() == pytest.approx(16 + (19.5 + 0.5) * 48 / 32 - 0.5, abs=1)
+        assert y[top].mean() == pytest.approx((11.5 + 0.5) * 72 / 32 - 0.5, abs=1.5)
+        assert x[top].mean() == pytest.approx(24 + (19.5 + 0.5) * 72 / 32 - 0.5, abs=1.5)
 
 
 def test_a_hot_moment_is_drawn_when_it_was_filmed():
@@ -67,9 +67,9 @@ def test_a_dull_frame_stays_dull():
 
 
 def test_focus_alpha_equals_clip_wide_min_max_by_hand():
-    values = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(3))  # a cell a pixel and frame
-    array = stack(size=(32, 32))
-    why = explain(values, array=array, size=(32, 32))
+    values = torch.randn(12, 64, 64, generator=torch.Generator().manual_seed(3))  # a cell a pixel and frame
+    array = stack(size=(64, 64))
+    why = explain(values, array=array, size=(64, 64), side=(64, 64))
     low, high = float(values.min()), float(values.max())
     drawn = [f for _, f in frames(why, "focus", rgba=True, **PLAIN)]
     for t in (0, 5, 11):
@@ -79,9 +79,9 @@ def test_focus_alpha_equals_clip_wide_min_max_by_hand():
 
 
 def test_paper_style_equals_the_formula_through_the_whole_chain():
-    values = torch.rand(12, 32, 32, generator=torch.Generator().manual_seed(4))
-    array = stack(size=(32, 32))
-    why = explain(values, array=array, size=(32, 32))
+    values = torch.rand(12, 64, 64, generator=torch.Generator().manual_seed(4))
+    array = stack(size=(64, 64))
+    why = explain(values, array=array, size=(64, 64), side=(64, 64))
     low, high = why.limits
     table = colour.published_jet().astype(int)
     for t, (_, frame) in enumerate(frames(why, "paper", **PLAIN)):
@@ -109,7 +109,7 @@ def test_frames_of_a_file_keep_size_count_and_times(tmp_path):
     drawn = list(frames(why))
     originals, times = decoded(path)
     assert [s for s, _ in drawn] == pytest.approx(times, abs=1e-6)
-    assert {f.shape for _, f in drawn} == {(48, 80, 3)}
+    assert {f.shape for _, f in drawn} == {(72, 120, 3)}
     cold = list(frames(explain(torch.ones(2, 3, 3), path=path, times=tuple(times), fps=7.0), **PLAIN))
     assert all(np.abs(f.astype(int) - o).max() <= 4 for (_, f), o in zip(cold, originals, strict=True))
 
@@ -126,13 +126,13 @@ def test_columns_are_the_original_and_each_explanation():
     left[:, :, 0], right[:, :, 3] = 1, 1
     a, b = explain(left, array=array), explain(right, array=array, label="kayaking")
     drawn = [f for _, f in frames([a, b], beside=True, **PLAIN)]
-    assert drawn[0].shape == (48, 240, 3)
-    assert np.array_equal(drawn[3][:, :80], array[3])
-    first, second = heat_seen(drawn[3][:, 80:160], array[3]), heat_seen(drawn[3][:, 160:], array[3])
-    assert first[:, 2:20].mean() > 10 * (1 + first[:, 60:].mean())
-    assert second[:, 60:].mean() > 10 * (1 + second[:, 2:20].mean())
+    assert drawn[0].shape == (72, 360, 3)
+    assert np.array_equal(drawn[3][:, :120], array[3])
+    first, second = heat_seen(drawn[3][:, 120:240], array[3]), heat_seen(drawn[3][:, 240:], array[3])
+    assert first[:, 2:30].mean() > 10 * (1 + first[:, 90:].mean())
+    assert second[:, 90:].mean() > 10 * (1 + second[:, 2:30].mean())
     one = [f for _, f in frames(a, ["heat", "focus"], **PLAIN)]
-    assert one[0].shape == (48, 160, 3)
+    assert one[0].shape == (72, 240, 3)
 
 
 def test_an_explanation_is_drawn_only_on_its_own_span():
@@ -143,9 +143,9 @@ def test_an_explanation_is_drawn_only_on_its_own_span():
     b = explain(values, array=array)
     drawn = [f for _, f in frames([a, b], **PLAIN)]
     assert len(drawn) == 12
-    assert heat_seen(drawn[4][:, :80], array[4]).max() > 100
-    assert not heat_seen(drawn[8][:, :80], array[8]).any()
-    assert heat_seen(drawn[8][:, 82:], array[8][:, 2:]).max() > 100
+    assert heat_seen(drawn[4][:, :120], array[4]).max() > 100
+    assert not heat_seen(drawn[8][:, :120], array[8]).any()
+    assert heat_seen(drawn[8][:, 122:], array[8][:, 2:]).max() > 100
 
 
 def test_explanations_of_different_videos_do_not_mix():
@@ -173,12 +173,12 @@ def test_caption_and_strip_stay_inside_and_can_be_left_out():
 
 @pytest.mark.parametrize(("kind", "share"), [("grey", 1), ("float", 3), ("four bands", 4)])
 def test_arrays_of_other_bands_are_shown(kind, share):
-    base = stack(size=(32, 32)).astype(np.float64) / 255
+    base = stack(size=(64, 64)).astype(np.float64) / 255
     array = {"grey": base[..., :1], "float": base, "four bands": np.concatenate([base, base[..., :1]], -1)}[
         kind
     ]
     assert array.shape[-1] == share
-    (_, first), *_ = frames(explain(torch.zeros(1, 2, 2), array=array, size=(32, 32)), **PLAIN)
+    (_, first), *_ = frames(explain(torch.zeros(1, 2, 2), array=array, size=(64, 64)), **PLAIN)
     assert np.abs(first[..., 0] - array[0][..., 0] * 255).max() <= 0.51
 
 
@@ -201,7 +201,7 @@ def test_on_takes_a_path_an_array_or_a_clip(tmp_path):
 
 def test_another_frame_size_is_refused(tmp_path):
     why = explain(torch.rand(2, 3, 3), path=video(tmp_path / "v.mp4", size=(64, 64)))
-    with pytest.raises(VideoError, match="its frames are 64x64, but 80x48 were explained: pass on="):
+    with pytest.raises(VideoError, match="its frames are 64x64, but 120x72 were explained: pass on="):
         frames(why)
     with pytest.raises(VideoError, match="the array: its frames are 64x64"):
         frames(why, on=stack(size=(64, 64)))

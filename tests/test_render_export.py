@@ -37,7 +37,7 @@ def test_mp4_has_the_size_the_frames_and_the_times_of_the_source(tmp_path):
     said = []
     out = why.save(tmp_path / "sub" / "why.mp4", progress=lambda done, total: said.append((done, total)))
     drawn, times = decoded(out)
-    assert {f.shape for f in drawn} == {(48, 80, 3)}
+    assert {f.shape for f in drawn} == {(72, 120, 3)}
     assert times == pytest.approx([i / 10 for i in range(10)], abs=1e-3)
     assert said == [(i, 10) for i in range(1, 11)]
     expected = np.stack([f for _, f in frames(why)]).astype(float)
@@ -116,17 +116,17 @@ def test_columns_with_other_explanations(tmp_path):
     array = stack()
     a, b = explain(bump(), array=array), explain(bump(1), array=array, label="kayaking")
     drawn, _ = decoded(a.save(tmp_path / "ab.mp4", with_=[b], beside=True))
-    assert drawn[0].shape == (48, 240, 3)
+    assert drawn[0].shape == (72, 360, 3)
     info = json.loads((draw([a, b], tmp_path / "ab") / "info.json").read_text())
     assert [e["label"] for e in info["explanations"]] == ["surfing water", "kayaking"]
 
 
 def test_odd_sides_are_written(tmp_path):
-    why = explain(bump(), array=stack(size=(49, 81)), size=(49, 81))
+    why = explain(bump(), array=stack(size=(73, 121)), size=(73, 121))
     for name in ("a.mp4", "a.webm", "a.gif", "a.png", "a"):
         assert why.save(tmp_path / name).exists()
     drawn, _ = decoded(tmp_path / "a.webm")
-    assert drawn[0].shape == (49, 81, 3)
+    assert drawn[0].shape == (73, 121, 3)
 
 
 def test_wrong_options_leave_nothing_behind(tmp_path):

@@ -19,7 +19,7 @@ REALDATA = Path(__file__).parents[2] / "shared/realdata"
 real = pytest.mark.skipif(not REALDATA.is_dir(), reason="needs the real clips in ../shared/realdata")
 
 
-def video(path, n=12, size=(48, 80), rate=10, sound=False):
+def video(path, n=12, size=(72, 120), rate=10, sound=False):
     """A video whose frame `i` is a smooth ramp, brighter with `i`; with a tone if wanted."""
     h, w = size
     with av.open(str(path), "w") as container:
@@ -58,7 +58,7 @@ def explain(
     *,
     path=None,
     array=None,
-    size=(48, 80),
+    size=(72, 120),
     times=None,
     span=None,
     box=None,
@@ -94,5 +94,5 @@ def explain(
     return Explanation((grid,), (frames, *side), source, Logit(0), provenance)
 
 
-def stack(n=12, size=(48, 80)):
+def stack(n=12, size=(72, 120)):
     return np.stack([picture(i, size) for i in range(n)])

@@ -27,7 +27,7 @@ def of(
     method: str = "Tubes()",
     weights: str = "w",
     cell: int = 0,
-    size=(48, 80),
+    size=(72, 120),
     array=None,
 ) -> Explanation:
     values = torch.rand((3, 4, 4), generator=torch.Generator().manual_seed(cell))
@@ -37,7 +37,7 @@ def of(
     return replace(why, provenance=replace(why.provenance, model=network, weights=weights, method=method))
 
 
-def grid(networks, labels, methods=("Tubes()",), size=(48, 80)) -> list[Explanation]:
+def grid(networks, labels, methods=("Tubes()",), size=(72, 120)) -> list[Explanation]:
     array = stack(size=size)
     made = [(n, m, x) for n in networks for m in methods for x in labels]
     return [of(n, x, m, cell=i, size=size, array=array) for i, (n, m, x) in enumerate(made)]
@@ -180,8 +180,8 @@ def test_the_sheet_of_networks():
     )
     small = shown.images[0].get_array()
     step = small.shape[0] / alone.shape[0]
-    picked = small[(np.arange(48) * step + step / 2).astype(int)][
-        :, (np.arange(80) * step + step / 2).astype(int)
+    picked = small[(np.arange(72) * step + step / 2).astype(int)][
+        :, (np.arange(120) * step + step / 2).astype(int)
     ]
     assert np.abs(picked.astype(int) - alone).mean() < 6
     other = next(frames(many[1], "heat", **PLAIN))[1]

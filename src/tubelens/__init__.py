@@ -10,6 +10,7 @@ tl.Deletion()(model, clip, [why])[0].value
 """
 
 from tubelens import render, store, video
+from tubelens.accounts import Ledger
 from tubelens.agreement import agreement
 from tubelens.api import explain, explain_all, predict
 from tubelens.capture import layers
@@ -18,6 +19,7 @@ from tubelens.errors import TubelensError
 from tubelens.evaluate import Item, Network, evaluate, read_manifest
 from tubelens.explanation import Explanation, Provenance
 from tubelens.layout import Grid, Layout
+from tubelens.ledger import ledger
 from tubelens.loading import load_model, wrap, wrap_scorer
 from tubelens.methods import (
     FEM,
@@ -85,7 +87,9 @@ from tubelens.store import load_explanation
 from tubelens.target import Contrast, Logit, Prob, Target
 from tubelens.truth import Truth
 from tubelens.video import read_clip
+from tubelens.zoo.adapt import adapt
 from tubelens.zoo.form import Input
+from tubelens.zoo.fusion import late_fusion
 from tubelens.zoo.two_stream import two_stream
 
 __all__ = [
@@ -135,6 +139,7 @@ __all__ = [
     "LabelRandomisation",
     "LayerCAM",
     "Layout",
+    "Ledger",
     "Logit",
     "MaxSensitivity",
     "Network",
@@ -168,12 +173,15 @@ __all__ = [
     "Tubes",
     "Windows",
     "XGradCAM",
+    "adapt",
     "agreement",
     "draw",
     "evaluate",
     "explain",
     "explain_all",
+    "late_fusion",
     "layers",
+    "ledger",
     "load_explanation",
     "load_model",
     "predict",

@@ -238,6 +238,7 @@ def _explain_windows(
     first_pass, scores = len(scores), []
     quiet = replace(run, progress=None)
     parts: list[list[list[Grid]]] = []  # a window: a list of parts for each explanation
+    bands: list[list[list[tuple[str, Grid]]]] = []  # likewise, where the method tells bands apart
     values: list[list[float]] = []
     found: list[list[dict[str, float]]] = []
     notes: list[list[tuple[str, ...]]] = []
@@ -248,6 +249,7 @@ def _explain_windows(
         scores.append(model(clip.pixels[None]) if seen is None else seen)
         every = [e for row in last for e in row]
         parts.append([[windows.put(place, part) for part in e.parts] for e in every])
+        bands.append([[(name, windows.put(place, part)) for name, part in e.by_band] for e in every])
         values.append([e.provenance.score for e in every])
         found.append([e.provenance.facts for e in every])
         notes.append([e.provenance.notes for e in every])
@@ -260,6 +262,7 @@ def _explain_windows(
         replace(
             e,
             parts=tuple(part for window in parts for part in window[i]),
+            by_band=tuple(band for window in bands for band in window[i]),
             size=windows.size,
             source=windows.source,
             provenance=replace(

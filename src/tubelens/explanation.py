@@ -86,8 +86,9 @@ class Explanation:
         scale: what `heat` and drawings call cold and hot. `"range"`: the minimum and the maximum, as
             published for tubes. `"positive"`: zero and the strongest positive values, so that a voxel without
             effect is cold; for maps whose zero means that.
-        by_band: where the method told the bands apart, the name and the grid of each group of bands; the map
-            itself is then their sum. `band` and `bands` read them.
+        by_band: where the method told the bands apart, the name and the grid of each group of bands (as many
+            as there are parts); the map itself is then their sum, or what the method says. `band` and `bands`
+            read them.
     """
 
     parts: tuple[Grid, ...]
@@ -102,7 +103,7 @@ class Explanation:
     @property
     def bands(self) -> tuple[str, ...]:
         """Groups of bands that the method told apart; empty where it did not."""
-        return tuple(name for name, _ in self.by_band)
+        return tuple(dict.fromkeys(name for name, _ in self.by_band))
 
     def band(self, name: str) -> Explanation:
         """The map of one group of bands, as an explanation of its own: its label names them.
@@ -117,9 +118,9 @@ class Explanation:
                 else ("this map is of all bands together: use a method that tells them apart")
             )
             raise OptionError(f"no map of band {name!r}{nearest(name, self.bands)}: {known}")
-        grid = dict(self.by_band)[name]
+        parts = tuple(grid for own, grid in self.by_band if own == name)
         record = replace(self.provenance, label=f"{self.provenance.label} · {name}")
-        return replace(self, parts=(grid,), provenance=record, by_band=())
+        return replace(self, parts=parts, provenance=record, by_band=())
 
     @property
     def grid(self) -> Float[Tensor, "t h w"]:

@@ -13,6 +13,10 @@ from torch import Tensor
 from tubelens.errors import OptionError
 
 SMALLEST = 8  # pixels; on less there is nothing to follow
+WINDOW = 15
+"""Pixels over which motion is averaged; in small frames a quarter of the short side, but at least 5."""
+FAINTEST = 0.02
+"""Range of values that is spread over the full range at most: on less there is noise to follow."""
 
 
 def flows(
@@ -21,7 +25,8 @@ def flows(
     """Dense flow between neighbouring frames, both ways. Deterministic.
 
     Args:
-        pixels: in [0, 1]; the mean over the bands is followed.
+        pixels: in [0, 1]; the mean over the bands is followed, spread over its full range: the method gives
+            up where contrast is low, as that of a person in a measured infrared scene is.
 
     Returns:
         Forward, from frame t to t + 1, and backward, from frame t + 1 to t: `(T - 1, 2, H, W)`, in pixels,
@@ -62,12 +67,24 @@ def _prepared(pixels: Tensor) -> tuple[np.ndarray, Callable[[np.ndarray, np.ndar
         raise OptionError(
             f"optical flow needs frames of at least {SMALLEST}x{SMALLEST} pixels, not {height}x{width}"
         )
-    grey = (pixels.mean(dim=0) * 255).round().clamp(0, 255).byte().cpu().numpy()
+    mean = pixels.mean(dim=0).cpu()
+    low, high = mean.amin(), mean.amax()
+    grey = ((mean - low) * 255 / (high - low).clamp_min(FAINTEST)).float().numpy()
+    window = min(WINDOW, max(5, min(height, width) // 4 | 1))
 
     def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         empty = np.zeros((height, width, 2), np.float32)
         found = cv2.calcOpticalFlowFarneback(
-            a, b, empty, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
+            a,
+            b,
+            empty,
+            pyr_scale=0.5,
+            levels=3,
+            winsize=window,
+            iterations=3,
+            poly_n=5,
+            poly_sigma=1.2,
+            flags=0,
         )
         return np.ascontiguousarray(found[..., ::-1].transpose(2, 0, 1))
 

@@ -18,6 +18,7 @@ from tubelens.layout import Layout
 from tubelens.model import BlackBox, Model, TorchModel, same
 from tubelens.plugins import imported
 from tubelens.zoo import files, keras_network
+from tubelens.zoo.adapt import adapt_as_written
 from tubelens.zoo.checkpoint import fit, read_checkpoint
 from tubelens.zoo.form import Fed, Input, kind_of
 
@@ -31,6 +32,7 @@ def load_model(
     labels: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     trust: bool = False,
+    adapt: str | None = None,
 ) -> Model:
     """A model by name, with weights; or a model in a file.
 
@@ -47,13 +49,28 @@ def load_model(
         labels: names of the classes, in place of the official ones.
         device: `cpu`, `cuda`, `cuda:1`, ...
         trust: unpickle a weights file even where that runs code that is in it.
+        adapt: to which bands, and how, as in `"replicate:LWIR"` (see `tubelens.adapt`).
 
     Raises:
-        OptionError: unknown name, no weights, a missing extra, or a device that is not there.
+        OptionError: unknown name, no weights, a missing extra, bands that it cannot be adapted to, or a
+            device that is not there.
         CheckpointError: weights that cannot be had, read or fitted; every fault is listed.
     """
-    where = checked_device(device)
     fed = Input.parse(input) if isinstance(input, str) else input
+    model = _loaded(name, weights, fed, seed, labels, checked_device(device), trust)
+    return model if adapt is None else adapt_as_written(model, adapt)
+
+
+def _loaded(
+    name: str | Path | Model | nn.Module,
+    weights: str | Path | None,
+    fed: Input | None,
+    seed: int,
+    labels: Sequence[str] | None,
+    where: torch.device,
+    trust: bool,
+) -> Model:
+    """The model as it was trained."""
     if isinstance(name, str | Path) and (kind := files.kind(name)) is not None:
         return kind(name, weights, input=fed, seed=seed, labels=labels, device=str(where), trust=trust)
     if isinstance(name, str | Path) and ":" not in str(name):

@@ -24,6 +24,10 @@ _WORDS = {"true": True, "false": False, "none": None}
 _WRITTEN = re.compile(r"\s*([^()\s,=]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
+def _nothing(make: Callable[..., Any], option: str, value: Any) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Named:
     """A table of classes, and how what stands in it is written.
@@ -33,12 +37,14 @@ class Named:
         table: name -> class.
         group: entry points of other packages.
         nested: options whose value is itself one of these.
+        why_not: of a class, an option that it does not have or not at this value: what to say beyond that.
     """
 
     word: str
     table: Mapping[str, Callable[..., Any]]
     group: Group
     nested: tuple[str, ...] = ()
+    why_not: Callable[[Callable[..., Any], str, Any], str] = _nothing
 
     def make(self, written: str, **options: Any) -> Any:
         """What is written, with more options.
@@ -112,16 +118,16 @@ class Named:
 
     def _check(self, name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
         known = self.option_names(name)
-        for option in options:
+        for option, value in options.items():
             if option not in known:
-                raise OptionError(
-                    f"{self.word} {name!r} has no option {option!r}{nearest(option, known)}:"
-                    f" it has {', '.join(known) or 'none'}"
-                )
+                others = f"{nearest(option, known)}: it has {', '.join(known) or 'none'}"
+                why = self.why_not(make, option, value) or others
+                raise OptionError(f"{self.word} {name!r} has no option {option!r}{why}")
         for option, value in options.items():
             if not self.accepts(name, option, value):
                 allowed = " or ".join(map(str, _allowed(get_type_hints(make)[option])))
-                raise OptionError(f"{self.word} {name!r}: {option} must be {allowed}, not {value!r}")
+                why = self.why_not(make, option, value)
+                raise OptionError(f"{self.word} {name!r}: {option} must be {allowed}, not {value!r}{why}")
         hints = get_type_hints(make)
         for option, value in options.items():
             kind = _KINDS.get(hints[option])

@@ -24,7 +24,7 @@ def test_explain_writes_the_source_with_heat(tmp_path: Path) -> None:
     assert "nets.py:make" in ran.out or "Net" in ran.out
     frames, times = decoded(tmp_path / "why.mp4")
     assert len(frames) == 40
-    assert frames[0].shape == (48, 64, 3)
+    assert frames[0].shape == (240, 320, 3)  # small frames are drawn larger
     np.testing.assert_allclose(times, np.arange(40) / 25, atol=1e-3)
     assert [p.name for p in tmp_path.iterdir()] == ["why.mp4"]
     colour = np.ptp(np.stack(frames).astype(int), axis=3)
@@ -34,8 +34,8 @@ def test_explain_writes_the_source_with_heat(tmp_path: Path) -> None:
 def test_explain_draws_each_frame_on_its_own(tmp_path: Path) -> None:
     done("explain", "a.mp4", *TINY, "--beside", "--plain", "--out", tmp_path / "why.mp4")
     frames, _ = decoded(tmp_path / "why.mp4")
-    assert frames[0].shape == (48, 128, 3)
-    assert [read_code(frame[:, :64]) for frame in frames] == list(range(40))
+    assert frames[0].shape == (240, 640, 3)
+    assert [read_code(frame[:, :320]) for frame in frames] == list(range(40))
 
 
 def test_explain_into_the_default_folder(
@@ -107,7 +107,7 @@ def test_explain_targets_side_by_side_in_one_file(tmp_path: Path) -> None:
     out = tmp_path / "both.mp4"
     ran = done("explain", "a.mp4", *TINY, "--target", "top2", "--beside", "--out", out, "--json")
     assert [e["out"] for e in ran.json] == [[str(out)]] * 2
-    assert decoded(out)[0][0].shape == (48, 192, 3)
+    assert decoded(out)[0][0].shape == (240, 960, 3)
     ran = done("explain", "a.mp4", *TINY, "--target", "top2", "--beside", "--out", tmp_path / "f", "--json")
     first, second = (e["target"].replace(" ", "_") for e in ran.json)
     assert [p.name for p in (tmp_path / "f").iterdir()] == [f"a.tubes.{first}+{second}.mp4"]
@@ -137,7 +137,7 @@ def test_explain_every_format(tmp_path: Path) -> None:
     assert len(decoded(Path(f"{base}.mp4"))[0]) == 40
     assert len(decoded(Path(f"{base}.webm"))[0]) == 40
     with Image.open(f"{base}.gif") as gif:
-        assert (gif.n_frames, gif.size) == (40, (64, 48))
+        assert (gif.n_frames, gif.size) == (40, (320, 240))
     with Image.open(f"{base}.png") as sheet:
         assert sheet.width > 1000
     why = tl.load_explanation(f"{base}.safetensors")
@@ -215,9 +215,9 @@ def test_the_sound_is_kept(tmp_path: Path) -> None:
 
 def test_odd_sides_grow_by_one_in_mp4_only(tmp_path: Path) -> None:
     done("explain", "odd.avi", *TINY, "--target", "0", "--format", "mp4", "webm", "--out", tmp_path)
-    assert decoded(tmp_path / "odd.tubes.surfing_water.mp4")[0][0].shape == (52, 74, 3)
+    assert decoded(tmp_path / "odd.tubes.surfing_water.mp4")[0][0].shape == (256, 366, 3)
     frames, _ = decoded(tmp_path / "odd.tubes.surfing_water.webm")
-    assert frames[0].shape == (51, 73, 3)
+    assert frames[0].shape == (255, 365, 3)
     assert len(frames) == 20
 
 
@@ -265,7 +265,7 @@ def test_dense_draws_only_its_span(tmp_path: Path) -> None:
         *("explain", "a.mp4", *TINY, "--sampling", "dense", "--start", "0.4", "--stride", 2),
         *("--beside", "--plain", "--out", out),
     )
-    assert [read_code(frame[:, :64]) for frame in decoded(out)[0]] == list(range(10, 25))
+    assert [read_code(frame[:, :320]) for frame in decoded(out)[0]] == list(range(10, 25))
 
 
 def test_windows_cover_the_whole_video(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_windows_cover_the_whole_video(tmp_path: Path) -> None:
     assert entry["facts"]["windows"] == 7
     assert entry["forwards"] >= 7
     video, numbers_file = map(Path, entry["out"])
-    assert [read_code(frame[:, :64]) for frame in decoded(video)[0]] == list(range(40))
+    assert [read_code(frame[:, :320]) for frame in decoded(video)[0]] == list(range(40))
     why = tl.load_explanation(numbers_file)
     assert [part.span for part in why.parts] == [(i, i + 8) for i in (0, 6, 12, 18, 24, 30, 32)]
     assert why.saliency.shape == (40, 24, 24)

@@ -33,6 +33,17 @@ CASES = {
     "zero gradient at the pixels": Case(
         ("--model", "nets.py:deaf", "--method", "saliency"), ("gradient", "zero")
     ),
+    "bands that a layer has mixed": Case(
+        ("--method", "gradcam(spectrum=each)"),
+        ("'gradcam' has no option 'spectrum': its layer has mixed the bands", "rise, occlusion, shap"),
+    ),
+    "bands that boxes cannot tell at once": Case(
+        ("--method", "occlusion(spectrum=independent)"),
+        ("spectrum must be joint or each, not 'independent': ", "use spectrum='each'"),
+    ),
+    "no such band": Case(
+        ("--method", "rise(n=4, spectrum=each, groups=RG|IR)"), ("no band begins 'IR': the clip has R, G, B",)
+    ),
     "no affine head": Case(
         ("--model", "nets.py:pooled_by_max", "--method", "tubes"), ("affine", "such as gradcam or rise")
     ),

@@ -37,13 +37,13 @@ def test_a_row_a_network_and_a_column_a_target(tmp_path: Path) -> None:
     assert Path(whole).name == "same_Net-other_tubes_swimming+surfing_water"
     together = pictures(Path(whole))
     assert len(together) == 12
-    assert together[0].shape == (96, 128, 3)
+    assert together[0].shape == (480, 640, 3)  # small frames are drawn larger
     for r, net in enumerate(TWO[1:]):
         out = ("--out", tmp_path / str(r))
         for c, entry in enumerate(done("explain", SHORT, "--model", net, *TARGETS, *plain, *out).json):
             alone = pictures(Path(entry["out"][0]))
             for k in (0, 5, 11):  # drawn on the same source frames, whatever each network sampled
-                placed = together[k][48 * r : 48 * r + 48, 64 * c : 64 * c + 64]
+                placed = together[k][240 * r : 240 * r + 240, 320 * c : 320 * c + 320]
                 assert np.array_equal(placed[2:, 2:], alone[k][2:, 2:]), (net, c, k)  # but for the lines
 
 
@@ -55,7 +55,7 @@ def test_every_picture_may_hold_all(tmp_path: Path, kind: str) -> None:
     assert re.search(r"same\.mp4 +Net +tubes +swimming", ran.out)
     assert re.search(r"same\.mp4 +other +tubes +surfing water", ran.out)
     if kind == "mp4":
-        assert decoded(out)[0][0].shape == (96, 192, 3)
+        assert decoded(out)[0][0].shape == (2 * (240 + 22), 960, 3)  # each row under its band
 
 
 def test_numbers_are_a_file_each_and_each_network_reads_for_itself(tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_agreement_is_told(tmp_path: Path) -> None:
 def test_methods_and_networks(tmp_path: Path) -> None:
     ways = ("--method", "gradcam", "tubes", "--plain")
     done("explain", SHORT, *TWO, *ways, "--target", "0", "--out", tmp_path / "one.mp4")
-    assert decoded(tmp_path / "one.mp4")[0][0].shape == (96, 128, 3)  # a row a network, a column a method
+    assert decoded(tmp_path / "one.mp4")[0][0].shape == (480, 640, 3)  # a row a network, a column a method
     done("explain", SHORT, *TWO, *ways, *TARGETS, "--out", tmp_path / "two.mp4")
-    assert decoded(tmp_path / "two.mp4")[0][0].shape == (192, 128, 3)  # a row a network and method
+    assert decoded(tmp_path / "two.mp4")[0][0].shape == (960, 640, 3)  # a row a network and method
     ran = done("explain", SHORT, *TWO, *ways, "--target", "0", "--apart", "--out", tmp_path / "f", "--json")
     assert {Path(e["out"][0]).name for e in ran.json} == {
         f"same.Net-other.{way}.surfing_water.mp4" for way in ("gradcam", "tubes")

@@ -60,7 +60,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 def test_methods() -> None:
     assert re.search(r"^ *tubes +layers +1 F \+ 1 B_h", done("methods").out, re.M)
     (entry,) = [e for e in done("methods", "--json").json if e["name"] == "tubes"]
-    assert set(entry) == {"name", "needs", "cost", "source"}
+    assert set(entry) == {"name", "needs", "cost", "bands", "source"}
 
 
 def test_one_method_and_one_metric() -> None:

@@ -9,8 +9,6 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.metrics.maps import between_anchors
@@ -18,7 +16,7 @@ from tests.metrics.test_temporal import explained
 from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.fill import FILLS, Freeze, Noise
-from tubelens.metrics.bands import BandShare, interactions, shapley
+from tubelens.metrics.bands import BandShare
 from tubelens.metrics.edits import Tube, top_voxels
 from tubelens.metrics.protocol import CurveMetric
 from tubelens.model import BlackBox
@@ -57,48 +55,6 @@ def seen(p) -> BlackBox:
         return torch.stack([1 - found, found], dim=1)
 
     return BlackBox(score, output="probs")
-
-
-# ── the game ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 5), st.integers(0, 10**6))
-def test_shapley_values_are_the_mean_over_all_orders(n, seed):
-    game = np.random.default_rng(seed).normal(size=2**n)
-    slow, pairs = np.zeros(n), np.zeros((n, n))
-    for order in itertools.permutations(range(n)):
-        here = 0
-        for player in order:
-            slow[player] += game[here | 1 << player] - game[here]
-            here |= 1 << player
-    slow /= len(list(itertools.permutations(range(n))))
-    np.testing.assert_allclose(shapley(game), slow, atol=1e-9)
-    assert shapley(game).sum() == pytest.approx(game[-1] - game[0])
-
-    # the interaction of two is the value of both as one player, less that of each where the other is away
-    for i, j in itertools.combinations(range(n), 2):
-        others = [k for k in range(n) if k not in (i, j)]
-        merged = [*((1 << k,) for k in others), (1 << i | 1 << j,)]
-
-        def value(players: list[tuple[int]], game: np.ndarray = game) -> float:
-            index = [sum(p[0] for b, p in enumerate(players) if s >> b & 1) for s in range(2 ** len(players))]
-            return float(shapley(game[index])[-1])
-
-        alone = [value([*((1 << k,) for k in others), (1 << one,)]) for one in (i, j)]
-        pairs[i, j] = pairs[j, i] = value(merged) - sum(alone)
-    np.testing.assert_allclose(interactions(game), pairs, atol=1e-9)
-
-
-def test_known_games():
-    both = np.array([0.0, 0, 0, 1])
-    assert shapley(both).tolist() == [0.5, 0.5]
-    assert interactions(both).tolist() == [[0, 1], [1, 0]]
-    either = np.array([0.0, 1, 1, 1])
-    assert interactions(either)[0, 1] == -1
-    added = np.array([0.0, 2, 3, 5])
-    assert shapley(added).tolist() == [2, 3]
-    assert interactions(added)[0, 1] == 0
 
 
 # ── scorers that are known ───────────────────────────────────────────────────────────────────────────────

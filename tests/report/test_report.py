@@ -185,10 +185,10 @@ def test_the_icpr_layout_has_its_rows_its_columns_and_prefers_the_published_vari
 def test_pictures_are_the_middle_frame_with_its_heat(tmp_path: Path) -> None:
     made = explained(tmp_path, 0)
     picture = middle(made, open_source(made.source)).astype(int)
-    assert picture.shape == (48, 64, 3)
+    assert picture.shape == (3 * 48, 3 * 64, 3)  # small frames are drawn larger
     changed = np.abs(picture - 90).max(axis=2) > 20
-    assert changed[:16, :20].all()
-    assert not changed[30:, 40:].any()
+    assert changed[:48, :60].all()
+    assert not changed[90:, 120:].any()
 
 
 def test_the_ends_are_the_best_and_the_worst_clips(tmp_path: Path) -> None:

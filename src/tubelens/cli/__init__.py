@@ -21,11 +21,13 @@ from tubelens.cli.demo import Demo
 from tubelens.cli.evaluate import Evaluate
 from tubelens.cli.metrics import Metrics
 from tubelens.cli.models import Models
+from tubelens.cli.options import OneNetwork
 from tubelens.cli.planted import Planted
 from tubelens.cli.pyramid import Pyramid
 from tubelens.cli.report import Compare, Report
 from tubelens.errors import OptionError, TubelensError, nearest
 from tubelens.model import is_out_of_memory
+from tubelens.video.streams import named
 
 VERBS: dict[str, type[Any]] = {
     "demo": Demo,
@@ -115,11 +117,14 @@ def parse(args: list[str]) -> Any:
     if verb not in VERBS:
         raise OptionError(f"unknown verb {verb!r}{nearest(verb, VERBS)}: one of {', '.join(VERBS)}")
     make = VERBS[verb]
-    known = {f"--{field.name.replace('_', '-')}" for field in fields(make)} | {"--help", "-h"}
+    names = {field.name for field in fields(make)}
+    known = {f"--{name.replace('_', '-')}" for name in names} | {"--help", "-h"}
     for arg in rest:
         option = arg.partition("=")[0]
         if option.startswith("--") and option.replace("_", "-") not in known:
             raise OptionError(f"{verb} has no option {option}{nearest(option, sorted(known))}")
+    if "input" in names:
+        rest = _inputs_together(verb, rest, one=issubclass(make, OneNetwork))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -128,6 +133,39 @@ def parse(args: list[str]) -> Any:
         if stop.code in (0, None):
             return None
         raise OptionError(f"{verb}: {_one_line(complaint.getvalue())}") from stop
+
+
+def _inputs_together(verb: str, args: list[str], one: bool) -> list[str]:
+    """All values of --input in one place, so that it may be given several times.
+
+    Args:
+        verb: for the error.
+        args: what follows the verb.
+        one: the verb takes one network and one VIDEO, which may stand behind the option's value.
+
+    Raises:
+        OptionError: it is given without a value.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    rest: list[str] = []
+    values: list[str] = []
+    at = 0
+    while at < end:
+        option, sign, value = args[at].partition("=")
+        at += 1
+        if option != "--input":
+            rest.append(args[at - 1])
+            continue
+        mine = [value] if sign else []
+        while at < end and not (args[at].startswith("-") and len(args[at]) > 1):
+            if mine and (sign or (one and named(args[at]) is None)):
+                break
+            mine.append(args[at])
+            at += 1
+        if not mine:
+            raise OptionError(f"{verb}: --input needs a value (`--help` tells the options)")
+        values += mine
+    return [*rest, *(["--input", *values] if values else []), *args[end:]]
 
 
 def _one_line(box: str) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 import tyro
 from rich.text import Text
 
-from tubelens.cli.options import SeveralNetworks, each
+from tubelens.cli.options import SeveralNetworks, each, told
 from tubelens.cli.show import STDERR, duration, note, print_json, print_table, progress, read_labels
 from tubelens.errors import OptionError
 from tubelens.evaluate.job import Network, asked
+from tubelens.evaluate.presets import filled
 from tubelens.evaluate.run import evaluate
 from tubelens.evaluate.summary import Evaluation, Line
 from tubelens.running import Precision, Progress
@@ -28,6 +29,8 @@ LONG = 10.0
 """Seconds from which on the time that a run will take is announced."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+UNKNOWN = "no truth"
+"""State of a line whose metric needs a truth that nobody knows."""
 FEW = 5
 """Reasons of failures that are told; all of them are in the run."""
 
@@ -53,10 +56,13 @@ class Evaluate(SeveralNetworks):
 
     manifest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MANIFEST")]
     """The data set."""
-    method: tuple[str, ...] = ("tubes",)
-    """Methods, by name, with options in brackets if wanted."""
+    method: tuple[str, ...] = ()
+    """Methods, by name, with options in brackets if wanted; default tubes, or those of --preset."""
     metric: tuple[str, ...] = ()
-    """Metrics, likewise (`tubelens metrics` lists them); none: only maps are made."""
+    """Metrics, likewise (`tubelens metrics` lists them); none, here and in --preset: only maps are made."""
+    preset: str | None = None
+    """Methods and metrics of a study, where they are not given: multispectral (gradcam, rise, sidu, tubes and
+    gated by insertion, deletion, energy and sparseness)."""
     out: str = "run"
     """The run, a folder; one that is there is continued."""
     trained: tuple[str, ...] = ()
@@ -107,8 +113,8 @@ class Evaluate(SeveralNetworks):
 
     def run(self) -> int:
         """Evaluate; the exit code is 1 where a method or a metric has no score at all, 130 after Ctrl-C."""
-        if not self.method:
-            raise OptionError("--method needs at least one name (`tubelens methods` lists them)")
+        by_name = bool(self.metric)
+        self.method, self.metric = filled(self.preset, self.method, self.metric)
         if self.engine == "local" and (self.address is not None or self.slots is not None):
             raise OptionError("--address and --slots are for --engine ray")
         networks = self._networks()
@@ -122,6 +128,10 @@ class Evaluate(SeveralNetworks):
             return INTERRUPTED
         lines = means(found, methods, metrics)
         lacking = _lacking(lines, methods, metrics) if metrics else _without_maps(found, methods)
+        if not by_name:  # of a preset, whose metrics may need a truth that the data set does not have
+            lacking = [
+                name for name in lacking if name not in {e.metric for e in lines if e.state == UNKNOWN}
+            ]
         self._report(found, lines)
         if lacking:
             print(
@@ -158,6 +168,11 @@ class Evaluate(SeveralNetworks):
 
     def _networks(self) -> list[Network]:
         rows = self.networks()
+        if spectra := told(self.input)[1]:
+            raise OptionError(
+                f"evaluate: --input {spectra[0]}: the videos are in MANIFEST: there a clip of several spectra"
+                " is visible=a.mp4|lwir=b/, or has a column path:NAME for each"
+            )
         n = len(rows)
         trained, names = each("--trained", self.trained, n), each("--name", self.name, n)
         if len(self.name) == 1 < n:
@@ -168,13 +183,14 @@ class Evaluate(SeveralNetworks):
                 weights=weights,
                 input=fed,
                 labels=None if (found := read_labels(labels)) is None else tuple(found),
+                adapt=adapt,
                 trained=spectrum or "",
                 name=name or "",
                 device=self.device,
                 seed=self.seed,
                 trust=self.trust,
             )
-            for (model, weights, fed, labels), spectrum, name in zip(rows, trained, names, strict=True)
+            for (model, weights, fed, labels, adapt), spectrum, name in zip(rows, trained, names, strict=True)
         ]
 
     def _report(self, found: Evaluation, lines: Sequence[Mean]) -> None:
@@ -275,7 +291,7 @@ def means(found: Evaluation, methods: Sequence[str], metrics: Sequence[str]) -> 
             mine = [f for _, m, f, _ in faults if m in (0, model.id) and f.metric in (0, by.id)]
             failed = any(f.method == how.id for f in mine)
             unknown = by.facts.get("needs_truth") and how.name in methods and by.name in metrics
-            state = "failed" if failed else "no truth" if unknown else ""
+            state = "failed" if failed else UNKNOWN if unknown else ""
             state = state or ("failed" if any(f.method == 0 for f in mine) else "")
             if state:
                 nan = float("nan")

@@ -13,8 +13,18 @@ import tyro
 
 from tubelens.api import OVER_WINDOWS, Many, explain_all
 from tubelens.budget import cost, in_forwards, one_forward
+from tubelens.cli.bands import Weighing
 from tubelens.cli.notes import Finer
-from tubelens.cli.options import Loading, Sampled, SeveralNetworks, chosen, numbered, too_short
+from tubelens.cli.options import (
+    Loading,
+    Sampled,
+    SeveralNetworks,
+    chosen,
+    numbered,
+    the_source,
+    told,
+    too_short,
+)
 from tubelens.cli.results import Shown, agreement_rows, compare, report, result
 from tubelens.cli.show import duration, note, print_json, progress
 from tubelens.clip import Clip
@@ -26,8 +36,9 @@ from tubelens.model import Model
 from tubelens.render import draw
 from tubelens.render.arrange import network_names
 from tubelens.render.compose import look
+from tubelens.render.spectra import EACH, check_spectra
 from tubelens.running import Budget, Precision, Run
-from tubelens.video import ClipViews, ClipWindows
+from tubelens.video import ClipViews, ClipWindows, source_name, source_stem
 
 SUFFIXES = ("mp4", "gif", "webm", "png", "safetensors", "frames")
 Format = Literal["mp4", "gif", "webm", "png", "safetensors", "frames"]
@@ -58,6 +69,8 @@ class Explain(Sampled, Loading, SeveralNetworks):
     Example: tubelens explain v.mp4 --method tubes gradcam "rise(n=500)" --out methods.mp4
 
     Example: tubelens explain v.mp4 --model r3d_18 mc3_18 --weights random --target 3 7 --out networks.png
+
+    Example: tubelens explain --input visible=a.mp4 "lwir=frames/?bits=14" --model mine.py:make --out why.mp4
 
     Several networks are drawn together, a row a network and a column a target, each having read the video as
     it was trained to; below the results stands how far their maps agree (Spearman's rank correlation).
@@ -92,6 +105,11 @@ class Explain(Sampled, Loading, SeveralNetworks):
     """How the tube is drawn; paper is the published jet at one half. Default heat; a png shows several."""
     colormap: str | None = None
     """Any matplotlib colour map."""
+    palette: Literal["white-hot", "black-hot", "inferno", "iron"] | None = None
+    """Colours of pictures of one band, such as infrared; the heat then takes colours that stay legible."""
+    spectra: str = EACH
+    """Of a video of several spectra: each side by side, the first, the overlay of the others on the visible
+    one, or the name of one."""
     beside: bool = False
     """Original at the left, and all targets side by side in one picture (as with several networks anyway)."""
     apart: bool = False
@@ -105,6 +123,11 @@ class Explain(Sampled, Loading, SeveralNetworks):
     """Clips and crops, such as 10x3, in place of those that the network is tested with."""
     overlap: float = 0.5
     """Share of a window that the next one covers again."""
+    bands: bool = False
+    """Weigh the bands of the clip against each other: what each brought to the score, alone and together, in
+    the whole clip and in the tubes of the maps. A table, and a figure and a JSON file beside the maps."""
+    groups: str = ""
+    """Bands that --bands takes as one, as in "RGB|IR"; default R, G and B as one where there are others."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
@@ -113,20 +136,23 @@ class Explain(Sampled, Loading, SeveralNetworks):
     def run(self) -> int:
         """Explain every video; a video or a network that fails is reported and the rest goes on."""
         self._check()
+        sampling = "views" if self.views is not None else self.sampling
+        weighing = Weighing.asked(self.bands, self.groups, sampling, self.seed)
         networks, code = self._load()
         methods = chosen(self.method, self._options(), self.seed)
         finer = Finer()
         results: list[dict[str, Any]] = []
         compared: list[list[str]] = []
-        for video, stem in zip(self.videos, _stems(self.videos), strict=True):
+        videos = self.sources()
+        for video, stem in zip(videos, _stems(videos), strict=True):
             try:
-                found, failed = self._explain(networks, methods, video, finer)
-                written, agreed = self._write(found, stem, video)
+                found, failed = self._explain(networks, methods, video, finer, weighing)
+                written, agreed = self._write(found, stem, video, weighing)
                 results += written
                 compared += agreed
                 code = max(code, failed)
             except TubelensError as error:
-                if len(self.videos) == 1 or self.debug:
+                if len(videos) == 1 or self.debug:
                     raise
                 print(f"tubelens: {error}", file=sys.stderr)
                 code = max(code, error.exit_code)
@@ -136,14 +162,21 @@ class Explain(Sampled, Loading, SeveralNetworks):
             several = len(self.model) > 1
             title = "" if several else f"{networks[0].model.name}, weights {networks[0].model.weights}"
             report(title, several, results, compared)
+            weighing.report()
         return code
+
+    def sources(self) -> tuple[str, ...]:
+        """The videos; what is given as streams of several spectra is one."""
+        if not told(self.input)[1]:
+            return self.videos
+        return (the_source("explain", self.videos[0] if self.videos else "", self.input),)
 
     def _load(self) -> tuple[list[Network], int]:
         """The networks that could be loaded, and the exit code of those that could not."""
         models, code = [], 0
-        for name, weights, fed, labels in self.networks():
+        for name, weights, fed, labels, adapt in self.networks():
             try:
-                models.append(self.load(name, weights, fed, labels))
+                models.append(self.load(name, weights, fed, labels, adapt))
             except TubelensError as error:
                 code = max(code, self._failed(name, error))
         titles = numbered(network_names([(m.name, m.weights) for m in models]))
@@ -158,8 +191,8 @@ class Explain(Sampled, Loading, SeveralNetworks):
         return error.exit_code
 
     def _check(self) -> None:
-        if not self.videos:
-            given = (*self.model, *self.weights, *self.target, *self.method)
+        if not self.sources():
+            given = (*self.model, *self.weights, *self.target, *self.method, *self.input)
             late = next(
                 (f": {g} was taken for a value of the option before it" for g in given if _film(g)), ""
             )
@@ -175,6 +208,8 @@ class Explain(Sampled, Loading, SeveralNetworks):
         if self.budget is not None:
             Budget.of(self.budget)
         look(self.style or "heat", colormap=self.colormap)  # checks it before any work is done
+        for source in self.sources():
+            check_spectra(source, self.spectra)
         if self.views is not None and self.sampling not in (None, "views"):
             raise OptionError(f"--views and --sampling {self.sampling} are two ways of sampling: give one")
         _views(self.views)
@@ -199,7 +234,7 @@ class Explain(Sampled, Loading, SeveralNetworks):
             raise OptionError(f"--out {self.out}: unknown suffix {suffix!r}: use one of {known}, or a folder")
         together = len(self.method) == 1 or not (self.apart or numbers)
         targets = self._several() and not (self.beside or (several and not numbers))
-        if len(self.videos) > 1 or not together or targets or (several and numbers):
+        if len(self.sources()) > 1 or not together or targets or (several and numbers):
             raise OptionError(
                 f"--out {self.out}: one file holds one video and one target, and numbers or --apart one"
                 " method and network: give a folder, or --beside for several targets in one picture"
@@ -214,8 +249,12 @@ class Explain(Sampled, Loading, SeveralNetworks):
         return {key: value for key, value in options.items() if value is not None}
 
     def _several(self) -> bool:
+        return self._targets() > 1
+
+    def _targets(self) -> int:
+        """How many are asked for."""
         tops = (re.fullmatch(r"top(\d+)", t.lower()) for t in self.target)
-        return len(self.target) > 1 or any(top is not None and int(top[1]) > 1 for top in tops)
+        return sum(1 if top is None else int(top[1]) for top in tops) or 1
 
     def _read(self, model: Model, video: str) -> Clip | Many:
         if self.sampling == "views" or self.views is not None:
@@ -231,26 +270,28 @@ class Explain(Sampled, Loading, SeveralNetworks):
         return self.clip(model, video, self.sampling, self.seed)
 
     def _explain(
-        self, networks: list[Network], methods: list[Any], video: str, finer: Finer
+        self, networks: list[Network], methods: list[Any], video: str, finer: Finer, weighing: Weighing
     ) -> tuple[list[tuple[Network, Rows]], int]:
         """What each network saw; a network that fails is left out, and gives the exit code."""
         found, code = [], 0
         for network in networks:
             try:
-                found.append((network, self._explain_one(network, methods, video, finer)))
+                found.append((network, self._explain_one(network, methods, video, finer, weighing)))
             except VideoError:  # no fault of the network
                 raise
             except TubelensError as error:
                 code = max(code, self._failed(network.title, error))
         return found, code
 
-    def _explain_one(self, network: Network, methods: list[Any], video: str, finer: Finer) -> Rows:
+    def _explain_one(
+        self, network: Network, methods: list[Any], video: str, finer: Finer, weighing: Weighing
+    ) -> Rows:
         model = network.model
         clip = self._read(model, video)
         wanted = list(self.target) if self.target else None
-        self._announce(network, clip, methods)
+        self._announce(network, clip, methods, weighing.most(clip, len(methods) * self._targets()))
         among = f" by {network.title}" if len(self.model) > 1 else ""
-        with progress(f"explaining {Path(video).name}{among}") as tick:
+        with progress(f"explaining {source_name(video)}{among}") as tick:
             run = Run(self.batch, self.precision, tick)
             found = explain_all(model, clip, methods, wanted, budget=self.budget, run=run)
         found = [[finer.noted(model, e) for e in row] for row in found]
@@ -259,14 +300,15 @@ class Explain(Sampled, Loading, SeveralNetworks):
         for line in dict.fromkeys(n for row in found for e in row for n in e.provenance.notes):
             if line != OVER_WINDOWS:  # true of all, and no surprise
                 note(f"{network.title}: {line}" if len(self.model) > 1 else line)
+        weighing.weigh(model, clip, found, self.batch, self.precision, f"{source_name(video)}{among}")
         return found
 
-    def _announce(self, network: Network, clip: Clip | Many, methods: list[Any]) -> None:
+    def _announce(self, network: Network, clip: Clip | Many, methods: list[Any], extra: int) -> None:
         """What more than ten seconds of work will take, before it starts."""
         model = network.model
         one = clip if isinstance(clip, Clip) else next(iter(clip))[1]
         passes = cost(methods, model, one)
-        count = in_forwards(passes) * (1 if isinstance(clip, Clip) else len(clip))
+        count = in_forwards(passes) * (1 if isinstance(clip, Clip) else len(clip)) + extra
         if self.budget is not None or count < FEW:
             return
         each = one_forward(model, one)
@@ -278,7 +320,7 @@ class Explain(Sampled, Loading, SeveralNetworks):
             )
 
     def _write(
-        self, found: list[tuple[Network, Rows]], stem: str, video: str
+        self, found: list[tuple[Network, Rows]], stem: str, video: str, weighing: Weighing
     ) -> tuple[list[dict[str, Any]], list[list[str]]]:
         """Files and results, group by group (what one picture shows together), and how the maps agree."""
         if not found:
@@ -300,13 +342,14 @@ class Explain(Sampled, Loading, SeveralNetworks):
         if self.beside and len(self.model) == 1:
             groups = rows if self.apart else [every]
         compared = compare(every)
+        weighing.write(every, video, lambda some: self._path(some, stem, "png"))
         results = []
         for group in groups:
             paths: dict[Shown, list[str]] = {shown: [] for shown in group}
             for kind in self._kinds():
                 for shown, path in self._draw(group, stem, kind):
                     paths[shown].append(str(path))
-            results += [result(shown, video, paths[shown], compared[shown]) for shown in group]
+            results += [result(s, video, paths[s], compared[s]) | weighing.told(s.explanation) for s in group]
         return results, agreement_rows(video, compared)
 
     def _kinds(self) -> tuple[str, ...]:
@@ -324,6 +367,8 @@ class Explain(Sampled, Loading, SeveralNetworks):
                 path,
                 style=self.style,
                 colormap=self.colormap,
+                palette=self.palette,
+                spectra=self.spectra,
                 beside=self.beside,
                 caption=not self.plain,
                 strip=not self.plain,
@@ -376,5 +421,4 @@ def _slug(label: str) -> str:
 
 def _stems(videos: tuple[str, ...]) -> list[str]:
     """One file name stem a video; equal ones are numbered, so that nothing is overwritten."""
-    paths = [Path(video) for video in videos]
-    return numbered([(p.stem if p.is_file() else p.name) or p.resolve().name for p in paths])
+    return numbered([source_stem(video) for video in videos])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,13 +14,14 @@ import tyro
 from tubelens import zoo
 from tubelens.api import predict
 from tubelens.capture import layers
-from tubelens.cli.options import Loading, OneNetwork, SampledOnce
-from tubelens.cli.show import print_json, print_table
+from tubelens.cli.options import Loading, OneNetwork, SampledOnce, the_source
+from tubelens.cli.show import note, print_json, print_table
 from tubelens.errors import OptionError
 from tubelens.layout import Centres
 from tubelens.methods import METHODS, method, name_of
+from tubelens.methods.spectrum import tells
 from tubelens.model import network
-from tubelens.video import extract_frames
+from tubelens.video import extract_frames, source_name
 
 
 @dataclass
@@ -30,10 +30,12 @@ class Predict(SampledOnce, Loading, OneNetwork):
 
     Example: tubelens predict surf.mp4 --model r3d_18 --weights KINETICS400_V1 --top 5
 
+    Example: tubelens predict --input visible=a.mp4 "lwir=frames/?bits=14" --model mine.py:make
+
     Cost: one forward.
     """
 
-    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
+    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")] = ""
     """Video file, GIF or folder of frames."""
     top: int = 5
     """How many classes."""
@@ -46,13 +48,16 @@ class Predict(SampledOnce, Loading, OneNetwork):
         """One forward and a table."""
         if self.top < 1:
             raise OptionError(f"--top must be at least 1, not {self.top}")
-        model = self.load(self.model, self.weights, self.input, self.labels)
-        clip = self.clip(model, self.video, self.sampling, self.seed)
+        video = the_source("predict", self.video, self.input)
+        model = self.load(self.model, self.weights, self.fed("predict"), self.labels, self.adapt)
+        clip = self.clip(model, video, self.sampling, self.seed)
+        for line in clip.source.notes:
+            note(line)
         found = predict(model, clip, self.top)
         if self.json:
-            print_json({"video": self.video, "predicted": [{"label": a, "prob": p} for a, p in found]})
+            print_json({"video": video, "predicted": [{"label": a, "prob": p} for a, p in found]})
         else:
-            title = f"{Path(self.video).name}: {model.name}, weights {model.weights}"
+            title = f"{source_name(video)}: {model.name}, weights {model.weights}"
             print_table(title, ["class", "probability"], [[label, f"{p:.4f}"] for label, p in found])
         return 0
 
@@ -119,7 +124,8 @@ class Layers(Loading, OneNetwork):
                 raise OptionError(f"{option} must be at least 1, not {value}")
         builtin = self.model in zoo.MODELS and self.model != "bundled"
         weights = self.weights or ("random" if builtin else None)  # where cells look, no weight can change
-        model = network(self.load(self.model, weights, self.input, self.labels), "layers")
+        fed = self.fed("layers", streams=False)
+        model = network(self.load(self.model, weights, fed, self.labels, self.adapt), "layers")
         spec = model.spec
         size = (self.size, self.size) if self.size else spec.size
         clips = torch.zeros(1, len(spec.bands), self.frames or spec.frames, *size)
@@ -189,17 +195,20 @@ class Methods:
                 "explains": getattr(made.explains, "__name__", str(made.explains)),
             }
             facts |= {} if entry is None else {"cost": entry.cost, "source": entry.source}
+            facts["bands"] = " or ".join(tells(made)) or "cannot tell them apart"
             describe(name, type(made), facts, self.json)
             return 0
-        entries = [(name, e.needs, e.cost, e.source) for name, e in METHODS.items()]
+        columns = ["name", "needs", "cost", "bands", "source"]
+        entries = [(name, e.needs, e.cost, e.spectrum, e.source) for name, e in METHODS.items()]
         if self.json:
-            print_json([dict(zip(("name", "needs", "cost", "source"), e, strict=True)) for e in entries])
+            print_json([dict(zip(columns, e, strict=True)) for e in entries])
         else:
-            print_table("", ["name", "needs", "cost", "source"], entries)
+            print_table("", columns, [(*e[:3], ", ".join(e[3]), e[4]) for e in entries])
             print(
                 "F: a forward; B: a forward and a backward down to the pixels; F_h, B_h: the head only;"
                 " C: channels; W: windows;\nn, steps: options. Options are written as in"
-                " rise(n=500, fill=blur); `tubelens methods NAME` tells which a method has."
+                " rise(n=500, fill=blur); `tubelens methods NAME` tells which a method has.\nbands: how it"
+                " tells the bands of a clip apart, as in rise(spectrum=each); where empty it cannot."
             )
         return 0
 

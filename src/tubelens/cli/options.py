@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tubelens import zoo
 from tubelens.cli.show import note, read_labels
 from tubelens.clip import Clip, Pad
-from tubelens.errors import OptionError
+from tubelens.errors import OptionError, nearest
 from tubelens.loading import load_model
 from tubelens.methods import accepts, method, name_of, option_names
 from tubelens.model import Model, TorchModel
 from tubelens.video import ClipViews, ClipWindows
+from tubelens.video.streams import VISIBLE, exists, named
+from tubelens.zoo.form import Input
 
 # ── which network ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -29,7 +32,9 @@ class Loading:
     trust: bool = False
     """Unpickle a weights file even where that runs code that is in it."""
 
-    def load(self, name: str, weights: str | None, fed: str | None, labels: str | None) -> Model:
+    def load(
+        self, name: str, weights: str | None, fed: str | None, labels: str | None, adapt: str | None = None
+    ) -> Model:
         """The network; a note where a weights file was recognised by names and shapes alone."""
         model = load_model(
             name,
@@ -39,6 +44,7 @@ class Loading:
             labels=read_labels(labels),
             device=self.device,
             trust=self.trust,
+            adapt=adapt,
         )
         if (
             weights is not None
@@ -62,11 +68,30 @@ class OneNetwork:
     hf:OWNER/NAME of a transformers checkpoint, package.module:factory, or path.py:factory."""
     weights: str | None = None
     """An official name, a file, or random."""
-    input: str | None = None
+    input: tuple[str, ...] = ()
     """What a network in a file, or one's own, is fed: "frames=20, size=64, axes=b t h w c", or a .toml
-    file."""
+    file. And NAME=PATH for each spectrum of a scene, in place of VIDEO: visible=a.mp4 "lwir=b/?bits=14"."""
     labels: str | None = None
     """Text file with the class names, one a line."""
+    adapt: str | None = None
+    """To which bands a network on colour is adapted: replicate:LWIR, average:LWIR,SWIR or
+    extend:R,G,B,LWIR."""
+
+    def fed(self, verb: str, streams: bool = True) -> str | None:
+        """What the network is fed; None: nothing is said of it.
+
+        Raises:
+            OptionError: several, or a stream where the verb takes none.
+        """
+        words, spectra = told(self.input)
+        if len(words) > 1:
+            raise OptionError(
+                f"{verb}: --input {words[1]}: what the network is fed is said in one, as in"
+                ' "frames=20, size=64"'
+            )
+        if spectra and not streams:
+            raise OptionError(f"{verb}: --input {spectra[0]}: {verb} reads no video")
+        return words[0] if words else None
 
 
 @dataclass(kw_only=True)
@@ -81,12 +106,16 @@ class SeveralNetworks:
     """Official names, files, or random: one for all networks, or one each (- for none)."""
     input: tuple[str, ...] = ()
     """What networks in files, or one's own, are fed: "frames=20, size=64, axes=b t h w c", or a .toml file;
-    one for all, or one each (- for none)."""
+    one for all, or one each (- for none). And, where there is no manifest, NAME=PATH for each spectrum of a
+    scene, in place of VIDEO: visible=a.mp4 "lwir=b/?bits=14"."""
     labels: tuple[str, ...] = ()
     """Text files with the class names, one a line: one for all networks, or one each (- for none)."""
+    adapt: tuple[str, ...] = ()
+    """To which bands networks on colour are adapted: replicate:LWIR, average:LWIR,SWIR or extend:R,G,B,LWIR;
+    one for all, or one each (- for none)."""
 
-    def networks(self) -> list[tuple[str, str | None, str | None, str | None]]:
-        """Name, weights, input and labels of each.
+    def networks(self) -> list[tuple[str, str | None, str | None, str | None, str | None]]:
+        """Name, weights, input, labels and adaptation of each.
 
         Raises:
             OptionError: none, as many weights as fit neither one nor all, or one network twice.
@@ -94,10 +123,12 @@ class SeveralNetworks:
         if not self.model:
             raise OptionError("--model needs at least one name (`tubelens models` lists them)")
         n = len(self.model)
+        words, _ = told(self.input)
         columns = (
             each("--weights", self.weights, n),
-            each("--input", self.input, n),
+            each("--input", words, n),
             each("--labels", self.labels, n),
+            each("--adapt", self.adapt, n),
         )
         rows = list(zip(self.model, *columns, strict=True))
         for i, row in enumerate(rows):
@@ -105,8 +136,8 @@ class SeveralNetworks:
                 raise OptionError(
                     f"--model {row[0]} is named twice with the same weights: name each network once"
                 )
-        if len(self.input) == 1 < n:  # one for all that need it: known networks know what they are fed
-            return [(m, w, None if m in zoo.MODELS else fed, labels) for m, w, fed, labels in rows]
+        if len(words) == 1 < n:  # one for all that need it: known networks know what they are fed
+            return [(m, w, None if m in zoo.MODELS else fed, labels, to) for m, w, fed, labels, to in rows]
         return rows
 
 
@@ -118,6 +149,46 @@ def each(option: str, given: Sequence[str], n: int) -> list[str | None]:
         )
     values = [None if value == "-" else value for value in given] or [None]
     return values * n if len(values) == 1 else values
+
+
+# ── spectra of one scene ─────────────────────────────────────────────────────────────────────────────────
+
+
+KEYS = tuple(field.name for field in fields(Input))
+
+
+def told(given: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The values of --input: what networks are fed, and the streams that are read."""
+    spectra = tuple(value for value in given if _is_stream(value))
+    return tuple(value for value in given if value not in spectra), spectra
+
+
+def _is_stream(value: str) -> bool:
+    """Whether it is NAME=PATH; not where it rather is a mistyped key of what a network is fed."""
+    found = named(value, KEYS)
+    if found is None:
+        return False
+    mistyped = nearest(found[0], KEYS) and found[0].lower() not in VISIBLE
+    return not mistyped or re.search(r"/|\.[A-Za-z]", found[1]) is not None or exists(value)
+
+
+def the_source(verb: str, video: str, given: Sequence[str]) -> str:
+    """The one source of a verb: its VIDEO, or the streams among the values of --input.
+
+    Raises:
+        OptionError: neither, or both.
+    """
+    _, spectra = told(given)
+    if spectra and video:
+        raise OptionError(
+            f"{verb}: {video} is given beside streams: name it as one too, as in --input visible={video}"
+        )
+    if not spectra and not video:
+        raise OptionError(
+            f"{verb}: name a VIDEO, before the options, or its spectra by --input NAME=PATH"
+            f" (`tubelens {verb} --help` has an example)"
+        )
+    return video or "|".join(spectra)
 
 
 # ── which part of the video ──────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tubelens.cli.options import Loading, OneNetwork, SampledOnce
+from tubelens.cli.options import Loading, OneNetwork, SampledOnce, the_source
 from tubelens.cli.show import note, print_json, print_table, progress
 from tubelens.errors import OptionError
 from tubelens.files import replacing
@@ -19,6 +19,7 @@ from tubelens.model import network
 from tubelens.render import draw
 from tubelens.render.dependency import draw_dependency
 from tubelens.target import Logit, class_index
+from tubelens.video import source_name
 
 Format = Literal["png", "mp4", "gif", "webm", "safetensors"]
 
@@ -34,7 +35,7 @@ class Pyramid(SampledOnce, Loading, OneNetwork):
     Cost: two forwards (three where the activations do not fit), then the pictures.
     """
 
-    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
+    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")] = ""
     """Video file, GIF or folder of frames."""
     target: str | None = None
     """Label or class index; default the strongest class."""
@@ -61,7 +62,9 @@ class Pyramid(SampledOnce, Loading, OneNetwork):
         out = Path(self.out)
         if out.exists() and not out.is_dir():
             raise OptionError(f"--out {self.out}: a file of that name is in the way: give a folder")
-        model = network(self.load(self.model, self.weights, self.input, self.labels), "pyramid")
+        fed = self.fed("pyramid")
+        model = network(self.load(self.model, self.weights, fed, self.labels, self.adapt), "pyramid")
+        self.video = the_source("pyramid", self.video, self.input)
         clip = self.clip(model, self.video, self.sampling, self.seed)
         found = method.graph(model, clip, Logit(self._class(model, clip)))
         for line in found.notes:
@@ -114,7 +117,7 @@ class Pyramid(SampledOnce, Loading, OneNetwork):
             )
             return
         title = (
-            f"{Path(self.video).name}: {found.label} ({p.prob:.3f}), {found.model}, weights {found.weights}"
+            f"{source_name(self.video)}: {found.label} ({p.prob:.3f}), {found.model}, weights {found.weights}"
         )
         rows = [
             [

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from tubelens.agreement import agreement
 from tubelens.cli.show import print_table
 from tubelens.explanation import Explanation
 from tubelens.render.arrange import correlation
+from tubelens.video import source_name
 
 MANY = 8
 """Of so many targets, the first, the maps are compared."""
@@ -64,10 +64,10 @@ def agreement_rows(video: str, compared: dict[Shown, list[tuple[Shown, float | N
             other = b.explanation.provenance.label
             said = "–" if value is None else correlation(value)
             if a.network == b.network:
-                targets.append([Path(video).name, a.method, f"{mine}, {other}", a.network, said])
+                targets.append([source_name(video), a.method, f"{mine}, {other}", a.network, said])
             else:
                 of = mine if mine == other else f"{mine} | {other}"
-                networks.append([Path(video).name, a.method, f"{a.network}, {b.network}", of, said])
+                networks.append([source_name(video), a.method, f"{a.network}, {b.network}", of, said])
     return networks + targets
 
 
@@ -117,7 +117,7 @@ def report(
     """
     rows = [
         [
-            Path(r["video"]).name,
+            source_name(r["video"]),
             *([r["model"]] if several else []),
             r["method"],
             r["target"],

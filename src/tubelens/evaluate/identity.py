@@ -11,13 +11,16 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from tubelens.errors import OptionError
 from tubelens.evaluate.items import Item
 from tubelens.model import BlackBox, Model
+from tubelens.video.streams import Stream, streams
 
 END = 1 << 16
 """Bytes of a file that are read at its beginning, and as many at its end."""
@@ -33,7 +36,7 @@ def content(item: Item) -> str | None:
     """SHA-256 of what a clip is read from; None where it is not there, or is made when it is read."""
     if item.array is not None:
         return _of_array(item.array)
-    return None if item.path is None else _of_path(item.path)
+    return None if item.path is None else _of_source(item.path)
 
 
 def evidence(item: Item) -> str | None:
@@ -58,6 +61,23 @@ def evidence(item: Item) -> str | None:
 def _of_array(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _of_source(text: str) -> str | None:
+    """Of one path; of several streams, all of them and what is said of each."""
+    try:
+        parts = streams(text)
+    except OptionError:
+        return None  # reading it will say what is wrong
+    if parts == (Stream(text),):
+        return _of_path(text)
+    digest = hashlib.sha256()
+    for part in parts:
+        found = [_of_path(file) for file in (part.path, part.homography) if file]
+        if None in found:
+            return None
+        digest.update(repr((str(replace(part, path="", homography="")), found)).encode())
     return digest.hexdigest()
 
 

@@ -15,8 +15,10 @@ from tubelens.target import class_index
 from tubelens.truth import Truth
 from tubelens.truth_sources import Boxes, boxes_truth, masks_truth, planted_truth
 from tubelens.video import open_video
+from tubelens.video.flow import has_flow
 
 FEW = 3  # of many faults that are named
+FLOW_FILES = (".npy", ".npz")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -25,7 +27,8 @@ class Item:
 
     Attributes:
         key: what it is called in a store: unique, and the same on every reading.
-        path: the video, or the folder of frames; None for an array.
+        path: the video, the folder of frames, or the text of several streams (`tubelens.video.streams`); None
+            for an array.
         array: frames `(t, h, w, c)`, uint8 or float in [0, 1].
         label: name or number of the class; None where nobody knows.
         start, end: seconds of the part that is meant; None: from the first frame, to the last.
@@ -109,7 +112,8 @@ def read_item(
     clip: Clip = model.read(video, sampling, **options)
     if item.truth is None and item.boxes is None and item.masks is None:
         return clip, None
-    times = _times(video, options.get("fps"))
+    flow = has_flow(model.spec.bands) and isinstance(video, str) and video.lower().endswith(FLOW_FILES)
+    times = None if flow else _times(video, options.get("fps"))  # flow in a file: its frames are counted
     try:
         if item.truth is not None:
             if times is not None and len(item.truth.mask) != len(times):
@@ -181,10 +185,8 @@ def _ordered(item: Item, bands: tuple[str, ...]) -> np.ndarray:
     return np.ascontiguousarray(array[..., [item.bands.index(band) for band in bands]])
 
 
-def _times(video: str | np.ndarray, fps: float | None) -> list[float] | None:
-    """Seconds of every frame; None for optical flow in a file, whose frames are counted."""
-    if isinstance(video, str) and video.lower().endswith((".npy", ".npz")):
-        return None
+def _times(video: str | np.ndarray, fps: float | None) -> list[float]:
+    """Seconds of every frame."""
     with open_video(video, fps) as frames:
         return frames.times()
 

@@ -22,6 +22,7 @@ from tubelens.methods.protocol import Method
 from tubelens.metrics import METRICS, metric
 from tubelens.model import BlackBox, InputSpec, Model, TorchModel
 from tubelens.running import Precision, Run
+from tubelens.zoo.adapt import ADAPTED
 
 TargetRule = Literal["predicted", "label"]
 """What is explained on each clip: the strongest class, or that of the manifest."""
@@ -37,7 +38,7 @@ class Network:
 
     Attributes:
         model: a name, as for `load_model`, or a model.
-        weights, input, labels, device, seed, trust: as for `load_model`; without meaning for a model.
+        weights, input, labels, device, seed, trust, adapt: as for `load_model`; without meaning for a model.
         trained: spectrum of the clips it was trained on, such as `visible` or `ir`, for the report.
         name: what the run calls it; by default the network's name and its weights.
     """
@@ -51,6 +52,7 @@ class Network:
     device: str = "cpu"
     seed: int = 0
     trust: bool = False
+    adapt: str | None = None
 
     def load(self) -> Model:
         """The model; see `load_model` for what can go wrong."""
@@ -65,6 +67,7 @@ class Network:
                 labels=self.labels,
                 device=self.device,
                 trust=self.trust,
+                adapt=self.adapt,
             )
         except SystemExit as error:
             raise OptionError(f"{self.model}: ended the program (exit code {error.code})") from error
@@ -317,20 +320,23 @@ def known(network: Network, model: Model, settings: Settings) -> Known:
 
 
 def _called(network: Network, model: Model) -> str:
-    """Name and weights; of a weights file its name alone, so that runs can be moved."""
-    weights = str(model.weights)
+    """Name, weights and adaptation; of a weights file its name alone, so that runs can be moved."""
+    weights, adapted, how = str(model.weights).partition(ADAPTED)
     if isinstance(network.model, str) and ":" in network.model and network.weights in (None, "random"):
-        return network.model
-    if weights in ("as given", model.name) or model.name in weights:
-        return model.name
-    return f"{model.name} {Path(weights).name if '/' in weights else weights}"
+        called = network.model
+    elif weights in ("as given", model.name) or model.name in weights:
+        called = model.name
+    else:
+        called = f"{model.name} {Path(weights).name if '/' in weights else weights}"
+    return called + adapted + how
 
 
 def fingerprint(model: Model, file: str = "") -> str:
     """SHA-256 of a network's parameters and buffers, or of a black box's file; empty where it has neither."""
     digest = hashlib.sha256()
     if isinstance(model, BlackBox):
-        paths = [Path(p) for p in (str(model.weights), file) if p and Path(p).is_file()]
+        own = str(model.weights).partition(ADAPTED)[0]
+        paths = [Path(p) for p in (own, file) if p and Path(p).is_file()]
         if not paths:
             return ""
         with paths[0].open("rb") as opened:

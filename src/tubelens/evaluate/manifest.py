@@ -20,6 +20,7 @@ from torch import Tensor
 from tubelens.errors import InputError, OptionError, TubelensError, nearest
 from tubelens.evaluate.items import Item, Manifest, check_labels, label_index, read_item
 from tubelens.evaluate.manifest_csv import Missing, csv_manifest
+from tubelens.evaluate.msad import PREFIX, msad_manifest
 from tubelens.planted import BENCHMARK, generate, labels
 from tubelens.plugins import imported
 from tubelens.video.images import SUFFIXES as IMAGES
@@ -40,13 +41,15 @@ def read_manifest(
     Args:
         source: one of
 
-            - a CSV in UTF-8 whose first line names its columns: `path` (relative to the CSV) and `label`;
-              optional `start`, `end` (seconds), `boxes` (JSON, a file of it, or `FILE#KEY`; see
+            - a CSV in UTF-8 whose first line names its columns: `path` (relative to the CSV; or the text of
+              several streams; or in its place a column for each, `path:visible`, `path:lwir`, ...) and
+              `label`; optional `start`, `end` (seconds), `boxes` (JSON, a file of it, or `FILE#KEY`; see
               `truth_sources.read_boxes`), `masks` (a folder), `spectrum`, `id` (in place of the path as the
               clip's key); other columns are kept;
             - a folder with a folder for every class, which holds videos or folders of frames;
             - `planted:TASK?n=40&seed=0`: clips with planted evidence (`tubelens.planted`), of as many seeds
               from the first one; `frames` and `size` likewise;
+            - `msad:FOLDER?spectrum=IRTV`: the Multispectral Action Dataset (`tubelens.evaluate.msad`);
             - `package.module:function` or `path.py:function`: called without arguments, it yields `Item`s, or
               pairs of a video (a path, or frames `(t, h, w, c)`) and a label;
             - such a function, or a list of such items or pairs.
@@ -63,6 +66,8 @@ def read_manifest(
     name = os.fspath(source)
     if name.startswith("planted:"):
         return _planted(name)
+    if name.startswith(PREFIX):
+        return msad_manifest(name, _clips)
     if os.path.isdir(name):
         return _folder(name)
     if not os.path.exists(name):

@@ -10,10 +10,14 @@ from typing import Literal, NoReturn
 from tubelens.errors import InputError, nearest
 from tubelens.evaluate.items import Item, Manifest, few
 from tubelens.truth_sources import Boxes, read_boxes
+from tubelens.video.streams import absent as lacking
+from tubelens.video.streams import beneath, is_plain, named
 
 Missing = Literal["error", "skip"]
 NEEDED = ("path", "label")
 KNOWN = (*NEEDED, "start", "end", "boxes", "masks", "spectrum", "id")
+STREAM = "path:"
+"""Beginning of the names of columns that hold one spectrum each, in place of the column path."""
 
 
 class Rows:
@@ -50,7 +54,15 @@ class Rows:
         twice = [column for column in header if column and header.count(column) > 1]
         if twice:
             raise InputError(f"{self.name}, line 1: the column {twice[0]!r} comes twice")
-        for column in NEEDED:
+        streams = [column for column in header if column.startswith(STREAM)]
+        if streams and "path" in header:
+            raise InputError(f"{self.name}, line 1: columns path and {streams[0]}: give one way")
+        for column in streams:
+            if named(f"{column.removeprefix(STREAM)}=x") is None:
+                raise InputError(
+                    f"{self.name}, line 1: {column!r} names no spectrum: it is path:NAME, as in path:lwir"
+                )
+        for column in NEEDED[1:] if streams else NEEDED:
             if column not in header:
                 empty = "; its cells may be empty" if column == "label" else ""
                 raise InputError(
@@ -61,7 +73,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str], Mapping[str, str]]]:
         header = self.header
-        others = [column for column in header if column not in KNOWN and column]
+        others = [c for c in header if c and c not in KNOWN and not c.startswith(STREAM)]
         line = 1
         try:
             with open(self.name, encoding="utf-8-sig", newline="") as data:
@@ -134,9 +146,10 @@ def csv_manifest(name: str, missing: Missing) -> Manifest:
         if place in known:
             _complain_of_twins(rows, item.key, line)
         known.add(place)
-        gone = [p for p in (item.path, item.masks) if isinstance(p, str) and not os.path.exists(p)]
-        if gone:
-            absent.append(f"line {line}: {gone[0]}")
+        masks = item.masks if isinstance(item.masks, str) and not os.path.exists(item.masks) else None
+        gone = lacking(item.path or "") or masks
+        if gone is not None:
+            absent.append(f"line {line}: {gone}")
             left_out.add(line)
             continue
         count += 1
@@ -160,9 +173,10 @@ def _csv_items(rows: Rows) -> Iterator[tuple[Item, int]]:
     """Items with their lines. A key is the path as it is written, and the part of it that is meant."""
     base = os.path.dirname(rows.name)
     for line, cells, extra in rows:
-        if not cells["path"]:
-            raise InputError(f"{rows.name}, line {line}: no path")
-        written = os.path.normpath(cells["path"])
+        try:
+            written, path = _source(cells, base)
+        except InputError as error:
+            raise InputError(f"{rows.name}, line {line}: {error}") from error
         start, end = (rows.seconds(cells, column, line) for column in ("start", "end"))
         if end is not None and not (start or 0.0) < end:
             raise InputError(f"{rows.name}, line {line}: start must be before end, not {start} and {end}")
@@ -173,7 +187,7 @@ def _csv_items(rows: Rows) -> Iterator[tuple[Item, int]]:
         yield (
             Item(
                 cells.get("id") or written + part,
-                os.path.join(base, written),
+                path,
                 label=cells["label"] or None,
                 start=start,
                 end=end,
@@ -184,6 +198,21 @@ def _csv_items(rows: Rows) -> Iterator[tuple[Item, int]]:
             ),
             line,
         )
+
+
+def _source(cells: Mapping[str, str], base: str) -> tuple[str, str]:
+    """The video of a line: what it is called, and where it is. An empty cell is a spectrum that it lacks.
+
+    Raises:
+        InputError: there is none, or it cannot be read as streams.
+    """
+    given = [(c.removeprefix(STREAM), cell) for c, cell in cells.items() if c.startswith(STREAM) and cell]
+    text = cells.get("path") or "|".join(f"{name}={cell}" for name, cell in given)
+    if not text:
+        raise InputError("no path")
+    if is_plain(text) or os.path.exists(os.path.join(base, text)):
+        return os.path.normpath(text), os.path.join(base, os.path.normpath(text))
+    return beneath(text, ""), beneath(text, base)
 
 
 def _boxes(name: str, base: str, written: str, line: int) -> Boxes:

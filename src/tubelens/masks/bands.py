@@ -15,9 +15,9 @@ from tubelens.masks.family import Masks, Triple
 
 @dataclass(frozen=True, eq=False)
 class EachBand:
-    """The masks of a family on one group of bands after the other, while the other bands are left intact.
+    """Every mask of a family on one group of bands after the other, while the other bands are left intact.
 
-    Masks of the first group come first.
+    Mask i on group g is number `i len(groups) + g`: wherever one stops, no group is ahead by more than one.
 
     Attributes:
         masks: the family.
@@ -39,13 +39,13 @@ class EachBand:
 
     def batch(self, start: int, stop: int, device: torch.device | str = "cpu") -> Float[Tensor, "b c T H W"]:
         """Masks `start` to `stop`: 1 in all bands but those of the mask's group."""
+        count = len(self.groups)
+        first, last = start // count, (stop - 1) // count + 1
+        own = self.masks.batch(first, last, device)
         out = torch.ones(stop - start, self.bands, *self.size, device=device)
-        count = len(self.masks)
-        for number, group in enumerate(self.groups):
-            a, b = max(start, number * count), min(stop, (number + 1) * count)
-            if a < b:
-                part = self.masks.batch(a - number * count, b - number * count, device)
-                out[a - start : b - start, list(group)] = part[:, None]
+        for row in range(stop - start):
+            mask, group = divmod(start + row, count)
+            out[row, list(self.groups[group])] = own[mask - first]
         return out
 
 

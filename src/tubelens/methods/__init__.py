@@ -20,6 +20,7 @@ from tubelens.methods.rise import RISE
 from tubelens.methods.scorecam import ScoreCAM
 from tubelens.methods.selective import Selective
 from tubelens.methods.sidu import SIDU
+from tubelens.methods.spectrum import tells, why_not
 from tubelens.methods.surrogate import LIME, KernelSHAP
 from tubelens.methods.swag import SWAG
 from tubelens.methods.tubes import Tubes
@@ -84,6 +85,11 @@ class Entry:
         """What it takes: a scorer (any black box), a network's layers, or gradients down to the pixels."""
         return str(self.make().needs)
 
+    @property
+    def spectrum(self) -> tuple[str, ...]:
+        """How it can tell the bands of a clip apart (see `tubelens.methods.spectrum`); none: it cannot."""
+        return tells(self.make())
+
 
 METHODS: dict[str, Entry] = {
     # activations of a layer and gradients of the head
@@ -120,7 +126,8 @@ METHODS: dict[str, Entry] = {
     "selective": Entry(Selective, "that of its base", "Hiley et al., selective relevance, 2019"),
 }
 
-_NAMED = Named("method", {name: entry.make for name, entry in METHODS.items()}, "methods", nested=("base",))
+_TABLE = {name: entry.make for name, entry in METHODS.items()}
+_NAMED = Named("method", _TABLE, "methods", nested=("base",), why_not=why_not)
 
 
 def method(name: str, **options: Any) -> Any:

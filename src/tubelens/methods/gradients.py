@@ -2,6 +2,10 @@
 
 All are in the canonical pixel space, [0, 1] before normalisation, and signed band by band until the bands are
 reduced to one value a voxel. `per_band` gives them before that.
+
+With `spectrum="each"` every group of bands has a map of its own too, from the same passes: the group's bands
+reduced by the rule that makes the map of all of them. Reduced by `sum` or `abs` these maps add up to that
+map; by `max` they need not: that map is the largest of them at every voxel.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +26,7 @@ from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.spectrum import Apart, apart, check
 from tubelens.model import Model, frozen
 from tubelens.pixels import backward, weighted_sum
 from tubelens.running import RUN, Passes, Run
@@ -80,14 +86,19 @@ class Saliency:
 
     Attributes:
         bands: how the bands are reduced; the paper takes the largest magnitude.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
     explains: ClassVar[type[Logit]] = Logit
 
     bands: Bands = "max"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         known_bands(self.bands)
 
     def __call__(
@@ -99,10 +110,12 @@ class Saliency:
             LayerError, OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         found = backward(model, clip.pixels[None], targets, run)
         maps = over_bands(found.gradients[:, 0], self.bands)
+        by_band = split.reduced(found.gradients[:, 0], partial(over_bands, bands=self.bands))
         record = Recorder(self, model, found.scores, backwards=len(targets), start=start)
-        return record.write([voxels(m) for m in maps], clip, targets)
+        return record.write([voxels(m) for m in maps], clip, targets, by_band=by_band)
 
     def per_band(
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run = RUN
@@ -126,6 +139,8 @@ class InputXGradient:
     Attributes:
         bands: how the bands are reduced.
         baseline: what pixels are compared with: a fill or its name (see `tubelens.fill`).
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -133,8 +148,11 @@ class InputXGradient:
 
     bands: Bands = "sum"
     baseline: str | Fill = "black"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         known_bands(self.bands)
         fill(self.baseline)
 
@@ -147,11 +165,13 @@ class InputXGradient:
             LayerError, OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         found = backward(model, clip.pixels[None], targets, run)
-        change = contrast(clip, self.baseline).to(found.gradients)
-        maps = over_bands(found.gradients[:, 0] * change, self.bands)
+        product = found.gradients[:, 0] * contrast(clip, self.baseline).to(found.gradients)
+        maps = over_bands(product, self.bands)
+        by_band = split.reduced(product, partial(over_bands, bands=self.bands))
         record = Recorder(self, model, found.scores, backwards=len(targets), start=start)
-        return record.write([voxels(m) for m in maps], clip, targets)
+        return record.write([voxels(m) for m in maps], clip, targets, by_band=by_band)
 
     def per_band(
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run = RUN
@@ -176,6 +196,8 @@ class SmoothGrad:
         squared: the mean of the squares instead ("SmoothGrad squared", Hooker et al., "A Benchmark for
             Interpretability Methods in Deep Neural Networks", NeurIPS 2019).
         bands: how the bands are reduced.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -186,8 +208,11 @@ class SmoothGrad:
     seed: int = 0
     squared: bool = False
     bands: Bands = "abs"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         known_bands(self.bands)
         if self.n < 1:
             raise OptionError(f"SmoothGrad needs n >= 1 noisy copies, not {self.n}")
@@ -207,9 +232,11 @@ class SmoothGrad:
             LayerError, OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         scores = model(clip.pixels[None])
         mean, done = self._mean(model, clip, targets, run, start)
         maps = over_bands(mean, self.bands)
+        by_band = split.reduced(mean, partial(over_bands, bands=self.bands))
         notes = () if done == self.n else (f"stopped by time after {done} of {self.n} noisy copies",)
         record = Recorder(
             self,
@@ -221,7 +248,8 @@ class SmoothGrad:
             notes=notes,
             start=start,
         )
-        return record.write([voxels(m) for m in maps], clip, targets, [{"samples": done}] * len(targets))
+        facts = [{"samples": float(done)}] * len(targets)
+        return record.write([voxels(m) for m in maps], clip, targets, facts, by_band=by_band)
 
     def per_band(
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run = RUN

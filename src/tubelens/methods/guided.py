@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from tubelens.fill import Fill, fill
 from tubelens.methods.gradients import Bands, contrast, known_bands, over_bands
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.spectrum import Apart, ByBand, apart, check
 from tubelens.model import Model
 from tubelens.pixels import AtLayer, backward, layer_of
 from tubelens.relu import Relus
@@ -39,14 +41,19 @@ class GuidedBackprop:
 
     Attributes:
         bands: how the bands are reduced. The paper shows them in colour; the largest magnitude is ours.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
     explains: ClassVar[type[Logit]] = Logit
 
     bands: Bands = "max"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         known_bands(self.bands)
 
     def __call__(
@@ -59,11 +66,13 @@ class GuidedBackprop:
             OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         found = backward(model, clip.pixels[None], targets, run, relus=Relus())
         maps = over_bands(found.gradients[:, 0], self.bands)
+        by_band = split.reduced(found.gradients[:, 0], partial(over_bands, bands=self.bands))
         record = Recorder(self, model, found.scores, backwards=len(targets), start=start)
         notes: list[tuple[str, ...]] = [() if bool(m.any()) else (BLOCKED,) for m in maps]
-        return _written(record, maps, notes, clip, targets)
+        return _written(record, maps, notes, clip, targets, by_band)
 
     def per_band(
         self, model: Model, clip: Clip, targets: Sequence[Target], run: Run = RUN
@@ -83,6 +92,8 @@ class GuidedGradCAM:
     Attributes:
         layer: of Grad-CAM; None: the model's default.
         bands: how the bands of the guided gradient are reduced.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -90,8 +101,11 @@ class GuidedGradCAM:
 
     layer: str | None = None
     bands: Bands = "max"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         known_bands(self.bands)
 
     def __call__(
@@ -104,6 +118,7 @@ class GuidedGradCAM:
             OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         layer, dry = layer_of(model, clip.pixels[None], self.layer)
         found = backward(model, clip.pixels[None], targets, run, layer, Relus())
         assert found.layer is not None
@@ -111,6 +126,7 @@ class GuidedGradCAM:
         cams = torch.einsum("nk,kthw->nthw", weights, found.layer.activations[0]).clamp_min(0)
         gates, notes = _over_clip(found.layer, cams, clip)
         maps = over_bands(found.gradients[:, 0], self.bands) * gates
+        by_band = split.reduced(found.gradients[:, 0], lambda own: over_bands(own, self.bands) * gates)
         record = Recorder(
             self,
             model,
@@ -120,7 +136,7 @@ class GuidedGradCAM:
             backwards=2 * len(targets),
             start=start,
         )
-        return _written(record, maps, notes, clip, targets)
+        return _written(record, maps, notes, clip, targets, by_band)
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,8 @@ class Gated:
         layer: of the gate; None: the model's default.
         baseline: what pixels are compared with: a fill or its name. `mean`, each band's mean over the clip,
             so that dark objects count like bright ones.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -148,8 +166,11 @@ class Gated:
 
     layer: str | None = None
     baseline: str | Fill = "mean"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         fill(self.baseline)
 
     def __call__(
@@ -162,6 +183,7 @@ class Gated:
             OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         layer, dry = layer_of(model, clip.pixels[None], self.layer)
         found = backward(model, clip.pixels[None], targets, run, layer)
         assert found.layer is not None
@@ -172,6 +194,7 @@ class Gated:
         gates, notes = _over_clip(found.layer, cams / peaks.clamp_min(1e-30), clip)
         product = found.gradients[:, 0] * contrast(clip, self.baseline).to(found.gradients)
         maps = over_bands(product, "abs") * gates
+        by_band = split.reduced(product, lambda own: over_bands(own, "abs") * gates)
         record = Recorder(
             self,
             model,
@@ -181,7 +204,7 @@ class Gated:
             backwards=len(targets),
             start=start,
         )
-        return _written(record, maps, notes, clip, targets)
+        return _written(record, maps, notes, clip, targets, by_band)
 
 
 def _over_clip(
@@ -198,10 +221,11 @@ def _written(
     notes: Sequence[tuple[str, ...]],
     clip: Clip,
     targets: Sequence[Target],
+    by_band: ByBand,
 ) -> list[Explanation]:
     """One explanation a target, each with its own notes."""
     return [
         why
-        for own, note, target in zip(maps, notes, targets, strict=True)
-        for why in replace(record, notes=note).write([voxels(own)], clip, [target])
+        for own, note, target, bands in zip(maps, notes, targets, by_band, strict=True)
+        for why in replace(record, notes=note).write([voxels(own)], clip, [target], by_band=[bands])
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from tubelens.fill import Fill, fill
 from tubelens.methods.gradients import IN_FORWARDS, Bands, contrast, known_bands, over_bands
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.spectrum import Apart, apart, check
 from tubelens.model import Model, frozen
 from tubelens.pixels import weighted_sum
 from tubelens.running import RUN, Passes, Run
@@ -43,6 +45,8 @@ class IntegratedGradients:
         rule: `gauss` (Gauss-Legendre), `midpoint`, or `right`: `a = i / steps`, the paper's equation 3, which
             with one step and a black baseline is input times gradient.
         bands: how the bands are reduced.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -52,8 +56,11 @@ class IntegratedGradients:
     baseline: str | Fill = "black"
     rule: Rule = "gauss"
     bands: Bands = "sum"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.steps < 1:
             raise OptionError(f"integrated gradients need at least 1 step, not {self.steps}")
         known_bands(self.bands)
@@ -70,12 +77,14 @@ class IntegratedGradients:
             LayerError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         model = frozen(model, clip.pixels[None])
         change = contrast(clip, self.baseline)
         scores = torch.cat([model(p[None]) for p in (clip.pixels, clip.pixels - change)])
         per_band = self._integral(model, clip, targets, run, change)
         ends = evaluate(targets, scores, model.output).tolist()
         maps = over_bands(per_band, self.bands)
+        by_band = split.reduced(per_band, partial(over_bands, bands=self.bands))
         sums: list[float] = per_band.double().sum(dim=(1, 2, 3, 4)).tolist()
         record = Recorder(
             self,
@@ -86,7 +95,8 @@ class IntegratedGradients:
             start=start,
         )
         found = []
-        for target, grid, total, (at_clip, at_baseline) in zip(targets, maps, sums, ends, strict=True):
+        rows = zip(targets, maps, by_band, sums, ends, strict=True)
+        for target, grid, bands, total, (at_clip, at_baseline) in rows:
             whole = at_clip - at_baseline
             error = abs(total - whole) / max(abs(whole), 1e-6)
             facts = {"baseline_score": at_baseline, "completeness_error": error}
@@ -95,7 +105,7 @@ class IntegratedGradients:
                 " use more steps",
             )
             own = replace(record, notes=notes if error > TOLERANCE else ())
-            found += own.write([voxels(grid)], clip, [target], [facts])
+            found += own.write([voxels(grid)], clip, [target], [facts], by_band=[bands])
         return found
 
     def per_band(

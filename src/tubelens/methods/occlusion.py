@@ -19,7 +19,8 @@ from tubelens.fill import Fill, fill
 from tubelens.flow import flows
 from tubelens.masks import Tracked, Triple, Windows
 from tubelens.methods.protocol import Needs
-from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.record import Recorder
+from tubelens.methods.spectrum import Apart, apart, check
 from tubelens.model import Scorer
 from tubelens.running import RUN, Passes, Run
 from tubelens.scoring import score_masked
@@ -39,6 +40,9 @@ class Occlusion:
     same rule as captum's, which a test compares.) Boxes start at the first voxel, the last of an axis are cut
     off at the border. The map is signed, one value a voxel.
 
+    With `spectrum="each"` every box removes one group of bands after the other, the other bands being intact;
+    each group has a map of its own, and the map is their sum.
+
     Boxes are in raster order, so that stopping on the way would leave the end of the clip unseen:
     `run.seconds` is not heeded, choose a coarser stride (`afford` does).
 
@@ -51,6 +55,8 @@ class Occlusion:
             `flow`), after adaptive occlusion (Uchiyama et al., "Visually explaining 3D-CNN predictions for
             video classification with an adaptive occlusion sensitivity analysis", WACV 2023), so that a
             moving object stays covered. Voxels that no box then covers are 0; the facts say how many are.
+        spectrum: `"joint"`: boxes remove all bands together; `"each"`: see above.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "scorer"
@@ -60,8 +66,11 @@ class Occlusion:
     stride: Triple | None = None
     fill: str | Fill = "mean"
     tracked: bool = False
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         fill(self.fill)
         if self.window is not None:
             Windows((1, 1, 1), self.window, self.stride or _halves(self.window))
@@ -78,15 +87,17 @@ class Occlusion:
             ScoreError: NaN or infinity.
         """
         start = time.perf_counter()
-        masks = self.windows(clip)
+        split, windows = apart(self, clip), self.windows(clip)
+        masks = split.masks(lambda _: windows)
         scored = score_masked(model, clip, masks, fill(self.fill), targets, replace(run, seconds=None))
-        drops = torch.zeros(len(targets), prod(clip.size), device=scored.device)
-        cover = torch.zeros(prod(clip.size), device=scored.device)
+        drops = torch.zeros(len(split), len(targets), prod(clip.size), device=scored.device)
+        cover = torch.zeros(len(split), prod(clip.size), device=scored.device)
         for part in scored:
-            removed = 1 - part.masks.flatten(1)
-            drops += (scored.intact[:, None] - part.values) @ removed
-            cover += removed.sum(dim=0)
-        maps = (drops / cover.clamp_min(1)).view(-1, *clip.size)
+            for group, values, own in split.of(part):
+                removed = 1 - own.flatten(1)
+                drops[group] += (scored.intact[:, None] - values) @ removed
+                cover[group] += removed.sum(dim=0)
+        maps = (drops / cover.clamp_min(1)[:, None]).view(len(split), -1, *clip.size)
         record = Recorder(
             self,
             model,
@@ -96,9 +107,9 @@ class Occlusion:
             notes=scored.notes,
             start=start,
         )
-        covered = float((cover > 0).float().mean())
+        covered = float((cover[0] > 0).float().mean())
         facts = [{"windows": float(len(masks)), "covered": covered} for _ in targets]
-        return record.write([voxels(m) for m in maps], clip, targets, facts)
+        return split.write(record, list(maps), clip, targets, facts)
 
     def windows(self, clip: Clip) -> Windows | Tracked:
         """The boxes over a clip.
@@ -111,7 +122,7 @@ class Occlusion:
 
     def passes(self, model: Scorer, clip: Clip) -> Passes:
         """The boxes and the intact clip; a pilot of the precision, where there is one, comes on top."""
-        return Passes(1 + boxes(clip.size, *self._plan(clip.size)))
+        return Passes(1 + boxes(clip.size, *self._plan(clip.size)) * apart(self, clip).rounds)
 
     def afford(self, forwards: int, model: Scorer, clip: Clip) -> Occlusion:
         """The same windows at the finest stride, the same share of the window on each axis, that fits.
@@ -120,10 +131,10 @@ class Occlusion:
             OptionError: not even windows side by side fit.
         """
         window, _ = self._plan(clip.size)
-        finest = max(window)
+        finest, rounds = max(window), apart(self, clip).rounds
         for share in range(1, finest + 1):
             t, h, w = (max(1, round(extent * share / finest)) for extent in window)
-            least = 1 + boxes(clip.size, window, (t, h, w))
+            least = 1 + boxes(clip.size, window, (t, h, w)) * rounds
             if least <= forwards:
                 return replace(self, window=window, stride=(t, h, w))
         raise OptionError(

@@ -19,7 +19,8 @@ from tubelens.explanation import Explanation
 from tubelens.fill import Black, Fill, fill
 from tubelens.masks import Grids, Published, Triple
 from tubelens.methods.protocol import Needs
-from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.record import Recorder
+from tubelens.methods.spectrum import Spectrum, apart, check, seed_of
 from tubelens.model import Scorer
 from tubelens.running import RUN, Passes, Run
 from tubelens.scoring import score_masked
@@ -49,15 +50,23 @@ class RISE:
 
     All targets share the forwards. The map is signed, one value a voxel.
 
+    Groups of bands g (`spectrum`) have maps of their own, and the map is their sum. `independent`: every
+    group has masks `M^g` of its own, all at once, and `S_g(v) = sum_i (f_i - f) M_i^g(v) / sum_i M_i^g(v)`
+    from the same n forwards: by how much the target rises when g is seen at v, whatever is seen of the
+    others. `each`: the n masks are laid on one group after the other while the other bands are intact, `f`
+    being the mean over that group's; mask by mask in turn, so that `run.seconds` leaves none out.
+
     Attributes:
-        n: number of masks.
+        n: number of masks; with `each` of every group of bands.
         cells: of the mask grid across the clip, along time, height and width; cut to the clip's own size.
         p: probability that a node of the grid is kept.
         fill: what replaces what is removed: a name in `tubelens.fill.FILLS`, or a fill.
-        seed: of the masks.
+        seed: of the masks; the first group of bands has those of `joint`, others see `spectrum.seed_of`.
         normaliser: `"density"`: the formula above; `"published"`: `sum_i f_i M_i(v) / (N p)`.
         parity: `"icpr2022"`: as that code has it: its masks (s = 8, which take the place of `cells`), black,
             the published normaliser and, for the probability of a class, its logit.
+        spectrum: `"joint"`: masks for all bands together; `"each"`, `"independent"`: see above.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "scorer"
@@ -70,6 +79,8 @@ class RISE:
     seed: int = 0
     normaliser: Normaliser = "density"
     parity: Literal["icpr2022"] | None = None
+    spectrum: Spectrum = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
         if min(self.cells) < 1:
@@ -80,6 +91,12 @@ class RISE:
             raise OptionError(f"normaliser is 'density' or 'published', not {self.normaliser!r}")
         if self.parity not in (None, "icpr2022"):
             raise OptionError(f"parity is None or 'icpr2022', not {self.parity!r}")
+        check(self)
+        if self.spectrum != "joint" and (self.parity or self.normaliser == "published"):
+            raise OptionError(
+                f"RISE with spectrum={self.spectrum!r} needs normaliser='density' and no parity: the"
+                " published map has the mean score in it, once for every band"
+            )
 
     def __call__(
         self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
@@ -94,14 +111,17 @@ class RISE:
         """
         start = time.perf_counter()
         published = self.parity is not None or self.normaliser == "published"
-        masks = self.masks(clip.size)
+        split = apart(self, clip)
+        masks = split.masks(lambda group: self.masks(clip.size, group))
         removed = Black() if self.parity else fill(self.fill)
         explained = [Logit(t.index) if self.parity and isinstance(t, Prob) else t for t in targets]
         scored = score_masked(model, clip, masks, removed, explained, run)
-        sums = Sums()
+        sums = [Sums() for _ in split.names]
         for part in scored:
-            sums.add(part.values, part.masks)
-        maps = sums.published(self.p) if published else sums.corrected()
+            for group, values, own in split.of(part):
+                sums[group].add(values, own)
+        maps = [own.published(self.p) if published else own.corrected() for own in sums]
+        facts = split.facts([own.facts() for own in sums[: split.rounds]])
         record = Recorder(
             self,
             model,
@@ -112,28 +132,29 @@ class RISE:
             notes=scored.notes,
             start=start,
         )
-        return record.write([voxels(m) for m in maps], clip, explained, sums.facts())
+        return split.write(record, maps, clip, explained, facts)
 
-    def masks(self, size: Triple) -> Grids | Published:
-        """The masks for a clip of so many frames, rows and columns."""
+    def masks(self, size: Triple, group: int = 0) -> Grids | Published:
+        """The masks for a clip of so many frames, rows and columns; of a group of bands, its number."""
         if self.parity == "icpr2022":
             return Published(self.n, size, p=self.p, seed=self.seed)
         t, h, w = (min(c, extent) for c, extent in zip(self.cells, size, strict=True))
-        return Grids(self.n, size, (t, h, w), self.p, self.seed)
+        return Grids(self.n, size, (t, h, w), self.p, seed_of(self.seed, group))
 
     def passes(self, model: Scorer, clip: Clip) -> Passes:
         """The masks and the intact clip; a pilot of the precision, where there is one, comes on top."""
-        return Passes(self.n + 1)
+        return Passes(self.n * apart(self, clip).rounds + 1)
 
     def afford(self, forwards: int, model: Scorer, clip: Clip) -> RISE:
         """The same with as many masks as so many forwards buy.
 
         Raises:
-            OptionError: fewer than three, one of which goes to the intact clip.
+            OptionError: fewer than one for the intact clip, and two for each group of bands that has masks.
         """
-        if forwards < 3:
-            raise OptionError(f"RISE needs at least 3 forwards, not {forwards}")
-        return replace(self, n=forwards - 1)
+        rounds = apart(self, clip).rounds
+        if forwards < 1 + 2 * rounds:
+            raise OptionError(f"RISE needs at least {1 + 2 * rounds} forwards, not {forwards}")
+        return replace(self, n=(forwards - 1) // rounds)
 
 
 class Sums:

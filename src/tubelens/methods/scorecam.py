@@ -23,6 +23,7 @@ from tubelens.layout import Grid
 from tubelens.masks import Features
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder
+from tubelens.methods.spectrum import Apart, apart, check
 from tubelens.model import Scorer, network
 from tubelens.running import RUN, Passes, Run
 from tubelens.scoring import score_masked
@@ -51,11 +52,17 @@ class ScoreCAM:
     left are scored from the strongest mean activation to the weakest; with `run.seconds` the work stops on
     the way, and the map is that of the channels scored by then.
 
+    With `spectrum="each"` every mask is laid on one group of bands after the other, the other bands being
+    intact; each group has weights and so a map of its own, and the map is their sum. Where a group says
+    nothing its channels all weigh the same: read its map beside those of the others.
+
     Attributes:
         layer: name; None: the model's default.
         signed: without the ReLU.
         channels: score only so many, those of strongest mean activation; None: all.
         fill: what is behind the masks.
+        spectrum: `"joint"`: masks for all bands together; `"each"`: see above.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "layers"
@@ -65,8 +72,11 @@ class ScoreCAM:
     signed: bool = False
     channels: int | None = None
     fill: Fill | str = "black"
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         check_channels(self.channels, "Score-CAM")
         fill(self.fill)
 
@@ -80,17 +90,22 @@ class ScoreCAM:
             ScoreError: NaN or infinity.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         features = read_features(model, clip, self.layer, "Score-CAM")
         low, high = extremes(features)
         kept = varying(low, high, features)[: self.channels]
         features = features.pick(kept)
         low, high = (limit[kept][:, None, None, None] for limit in (low, high))
-        masks = Features((features.activations - low) / (high - low), features.indices)
+        active = Features((features.activations - low) / (high - low), features.indices)
+        masks = split.masks(lambda _: active)
         scored = score_masked(model, clip, masks, fill(self.fill), targets, run, intact=features.scores)
         values = torch.cat([part.values for part in scored], dim=1).cpu()
-        weights = values.softmax(dim=1)
-        maps = torch.einsum("nk,kthw->nthw", weights, features.activations[: scored.done])
-        maps = maps if self.signed else maps.relu()
+        maps = []
+        for series in split.series(values):
+            weights = series.softmax(dim=1)
+            own = torch.einsum("nk,kthw->nthw", weights, features.activations[: series.shape[1]])
+            maps.append(own if self.signed else own.relu())
+        done = scored.done // split.rounds
         record = Recorder(
             self,
             scored.model,
@@ -98,25 +113,28 @@ class ScoreCAM:
             layer=features.layer,
             precision=scored.precision,
             forwards=features.forwards + scored.forwards,
-            notes=(*scored.notes, *cut_short(scored.done, len(masks), "channels")),
+            notes=(*scored.notes, *cut_short(done, len(active), "channels")),
             start=start,
         )
-        facts = [{"channels": float(scored.done)} for _ in targets]
-        return record.write([features.grid(m) for m in maps], clip, targets, facts)
+        facts = [{"channels": float(done)} for _ in targets]
+        return split.write(record, maps, clip, targets, facts, features.grid)
 
     def passes(self, model: Scorer, clip: Clip) -> Passes:
         """One forward, and one a channel that varies; found by one forward."""
         features = read_features(model, clip, self.layer, "Score-CAM")
         low, high = extremes(features)
-        return Passes(features.forwards + len(varying(low, high, features)[: self.channels]))
+        channels = len(varying(low, high, features)[: self.channels])
+        return Passes(features.forwards + channels * apart(self, clip).rounds)
 
     def afford(self, forwards: int, model: Scorer, clip: Clip) -> ScoreCAM:
         """The same with as many channels as so many forwards score.
 
         Raises:
-            OptionError: fewer than two forwards.
+            OptionError: not even one channel fits.
         """
-        return replace(self, channels=affordable_channels(forwards, model, clip, self.layer, "Score-CAM"))
+        rounds = apart(self, clip).rounds
+        channels = affordable_channels(forwards, model, clip, self.layer, "Score-CAM", rounds)
+        return replace(self, channels=channels)
 
 
 # ── what Score-CAM and SIDU read off a layer ────────────────────────────────────────────────────────────
@@ -219,16 +237,18 @@ def check_channels(channels: int | None, who: str) -> None:
         raise OptionError(f"{who} needs channels >= 1 (or None for all), not {channels}")
 
 
-def affordable_channels(forwards: int, model: Scorer, clip: Clip, layer: str | None, who: str) -> int:
-    """How many channels so many forwards score, after the one (or two) that read the layer.
+def affordable_channels(
+    forwards: int, model: Scorer, clip: Clip, layer: str | None, who: str, rounds: int = 1
+) -> int:
+    """How many channels so many forwards score in each round, after the one (or two) that read the layer.
 
     Raises:
         OptionError: not even one.
     """
     reading = read_features(model, clip, layer, who).forwards
-    if forwards <= reading:
-        raise OptionError(f"{who} needs at least {reading + 1} forwards, the budget is {forwards}")
-    return forwards - reading
+    if forwards < reading + rounds:
+        raise OptionError(f"{who} needs at least {reading + rounds} forwards, the budget is {forwards}")
+    return (forwards - reading) // rounds
 
 
 def cut_short(done: int, total: int, what: str) -> tuple[str, ...]:

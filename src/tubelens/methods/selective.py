@@ -34,7 +34,8 @@ class Selective:
     motion is `R 1[|D| > sigma std|D|]`, and appearance the rest of R: the two add up to it. The standard
     deviation is of the magnitudes, as in the published code. Its zero padding is not kept: it makes the first
     and the last frame motion wherever something is relevant; here the borders repeat, so that a still map has
-    no motion.
+    no motion. Where the base tells bands apart, as `integrated_gradients(spectrum=each)` does, their maps are
+    split at the same places.
 
     Attributes:
         base: the method whose map is split.
@@ -86,7 +87,9 @@ class Selective:
             record = replace(
                 why.provenance, method=repr(self), facts={**why.provenance.facts, "motion_share": share}
             )
-            found.append(replace(why, parts=(voxels(relevance * kept),), provenance=record, align="centres"))
+            by_band = tuple((name, voxels(why.band(name).saliency * kept)) for name in why.bands)
+            parts = (voxels(relevance * kept),)
+            found.append(replace(why, parts=parts, provenance=record, align="centres", by_band=by_band))
         seconds = time.perf_counter() - start
         return [replace(e, provenance=replace(e.provenance, seconds=seconds)) for e in found]
 

@@ -21,7 +21,7 @@ from tubelens.explanation import Explanation
 from tubelens.fill import Black, Fill, fill
 from tubelens.masks import Features
 from tubelens.methods.protocol import Needs
-from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.record import Recorder
 from tubelens.methods.scorecam import (
     affordable_channels,
     check_channels,
@@ -29,6 +29,7 @@ from tubelens.methods.scorecam import (
     read_features,
     strongest,
 )
+from tubelens.methods.spectrum import Apart, apart, check
 from tubelens.model import Scorer
 from tubelens.running import RUN, Passes, Run
 from tubelens.scoring import score_masked
@@ -61,6 +62,11 @@ class SIDU:
     Masks go from the strongest channel to the weakest; with `run.seconds` the work stops on the way, and N is
     the number of channels by then.
 
+    With `spectrum="each"` every mask is laid on one group of bands after the other, the other bands being
+    intact; SD and U are over that group's masks, so each has a map of its own, and the map is their sum.
+    Where a group says nothing its masks are all equally similar and equally unique, which makes its map no
+    less high: read it beside those of the others.
+
     Attributes:
         layer: name; None: the model's default.
         threshold: of the activations.
@@ -69,6 +75,8 @@ class SIDU:
         parity: `"icpr2022"`: as published (its code needs one name mended to run): logits for SD and U, a
             `Prob` target standing for the logit of its class; black; masks
             stretched from corner to corner.
+        spectrum: `"joint"`: masks for all bands together; `"each"`: see above, not with `parity`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "layers"
@@ -79,12 +87,17 @@ class SIDU:
     channels: int | None = None
     fill: Fill | str = "black"
     parity: Literal["icpr2022"] | None = None
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         check_channels(self.channels, "SIDU")
         fill(self.fill)
         if self.parity not in (None, "icpr2022"):
             raise OptionError(f"SIDU has parity 'icpr2022' or None, not {self.parity!r}")
+        if self.parity and self.spectrum != "joint":
+            raise OptionError("SIDU with parity='icpr2022' masks all bands together: leave spectrum at joint")
 
     def __call__(
         self, model: Scorer, clip: Clip, targets: Sequence[Target], run: Run = RUN
@@ -96,6 +109,7 @@ class SIDU:
             ScoreError: NaN or infinity.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         published = self.parity == "icpr2022"
         removed = Black() if published else fill(self.fill)
         if published:
@@ -103,7 +117,7 @@ class SIDU:
         align: Literal["centres", "endpoints"] = "endpoints" if published else "centres"
         features = read_features(model, clip, self.layer, "SIDU", align)
         grids, counts = self._masks(features.activations, features.layer)
-        masks = Features(grids, features.indices)
+        masks = split.masks(lambda _: Features(grids, features.indices))
         scored = score_masked(model, clip, masks, removed, targets, run, intact=features.scores)
         # masks are not kept: N of full size would not fit
         parts = [(part.values.double().cpu(), part.scores.double().cpu()) for part in scored]
@@ -111,13 +125,15 @@ class SIDU:
         scores = torch.cat([s for _, s in parts])
         if not published:
             scores = probabilities(scores, model.output)
-        done = scored.done
-        n = counts[:done].to(values)
-        difference = values - scored.intact.double().cpu()[:, None]
-        weights = (-(difference**2) / (2 * SIGMA**2)).exp() * uniqueness(scores, n)
-        # upsampling is linear: the sum of the upsampled masks is the upsampled sum
-        small = torch.einsum("nk,kthw->nthw", n * weights, grids[:done].double()) / (n.sum() * SHARE)
-        maps = [resample(m, features.indices, order=1).float() for m in small]
+        maps = []
+        for series, classes in zip(split.series(values), split.series(scores.T), strict=True):
+            n = counts[: series.shape[1]].to(values)
+            difference = series - scored.intact.double().cpu()[:, None]
+            weights = (-(difference**2) / (2 * SIGMA**2)).exp() * uniqueness(classes.T, n)
+            # upsampling is linear: the sum of the upsampled masks is the upsampled sum
+            small = torch.einsum("nk,kthw->nthw", n * weights, grids[: len(n)].double()) / (n.sum() * SHARE)
+            maps.append(torch.stack([resample(m, features.indices, order=1).float() for m in small]))
+        done = scored.done // split.rounds
         record = Recorder(
             self,
             scored.model,
@@ -125,24 +141,27 @@ class SIDU:
             layer=features.layer,
             precision=scored.precision,
             forwards=features.forwards + scored.forwards,
-            notes=(*scored.notes, *cut_short(done, len(masks), "masks")),
+            notes=(*scored.notes, *cut_short(done, len(grids), "masks")),
             start=start,
         )
-        facts = [{"channels": float(n.sum()), "masks": float(done)} for _ in targets]
-        return record.write([voxels(m) for m in maps], clip, targets, facts)
+        facts = [{"channels": float(counts[:done].sum()), "masks": float(done)} for _ in targets]
+        return split.write(record, maps, clip, targets, facts)
 
     def passes(self, model: Scorer, clip: Clip) -> Passes:
         """One forward, and one a different mask; found by one forward."""
         features = read_features(model, clip, self.layer, "SIDU")
-        return Passes(features.forwards + len(self._masks(features.activations, features.layer)[0]))
+        masks = len(self._masks(features.activations, features.layer)[0])
+        return Passes(features.forwards + masks * apart(self, clip).rounds)
 
     def afford(self, forwards: int, model: Scorer, clip: Clip) -> SIDU:
         """The same with as many channels as so many forwards score for sure.
 
         Raises:
-            OptionError: fewer than two forwards.
+            OptionError: not even one channel fits.
         """
-        return replace(self, channels=affordable_channels(forwards, model, clip, self.layer, "SIDU"))
+        rounds = apart(self, clip).rounds
+        channels = affordable_channels(forwards, model, clip, self.layer, "SIDU", rounds)
+        return replace(self, channels=channels)
 
     def _masks(
         self, activations: Float[Tensor, "c t h w"], layer: str

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import comb
 from typing import ClassVar
@@ -18,9 +18,10 @@ from tubelens.clip import Clip
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
-from tubelens.masks import Cells, supervoxels
+from tubelens.masks import Cells, Masks, supervoxels
 from tubelens.methods.protocol import Needs
-from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.record import Recorder
+from tubelens.methods.spectrum import Spectrum, Split, apart, check
 from tubelens.model import Scorer
 from tubelens.running import RUN, Passes, Run
 from tubelens.scoring import Scored, score_masked
@@ -43,13 +44,19 @@ class LIME:
     All targets share the forwards. The map is signed, one value a voxel. `run.seconds` ends it early, with
     the samples scored by then.
 
+    Groups of bands (`spectrum`) have maps of their own, and the map is their sum. `independent`: each pair of
+    a region and a group is kept or removed by itself, and one surrogate has a weight for every pair. `each`:
+    a surrogate for every group, from samples in which only that group's part of a region is removed.
+
     Attributes:
-        n: samples; as many forwards.
+        n: samples; as many forwards. With `each` for every group of bands.
         supervoxels: wanted number of regions.
         width: of the kernel.
         ridge: penalty.
         fill: what replaces what is removed: a name in `tubelens.fill.FILLS`, or a fill.
         seed: of the samples.
+        spectrum: `"joint"`: a region is kept or removed in all bands; `"each"`, `"independent"`: see above.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "scorer"
@@ -61,8 +68,11 @@ class LIME:
     ridge: float = 1.0
     fill: str | Fill = "mean"
     seed: int = 0
+    spectrum: Spectrum = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         fill(self.fill)
         if self.n < 2 or self.supervoxels < 2:
             raise OptionError(
@@ -81,39 +91,49 @@ class LIME:
             ScoreError: NaN or infinity.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         labels, cells = regions(clip, self.supervoxels)
-        kept = self.samples(cells)
-        scored = score_masked(model, clip, Cells(labels, kept), fill(self.fill), targets, run)
-        values = _values(scored)
-        z = torch.cat([torch.ones(1, cells, dtype=torch.double), kept[: scored.done].double()])
-        weights = (-((1 - (z.sum(dim=1) / cells).sqrt()) ** 2) / self.width**2).exp()
-        coefficients, constants = weighted_ridge(z, values.T, weights, self.ridge)
-        fitted = z @ coefficients + constants
-        fits = determination(values.T, fitted, weights)
-        facts = [
-            {"cells": float(cells), "samples": float(scored.done), "r2": r2, "constant": b}
-            for r2, b in zip(fits.tolist(), constants.tolist(), strict=True)
-        ]
-        return _written(self, model, scored, clip, targets, labels, coefficients.T, facts, start)
+        players = cells * split.together
+        kept = self.samples(players)
+        masks = split.masks(_kept(labels, kept, cells))
+        scored = score_masked(model, clip, masks, fill(self.fill), targets, run)
+        found, facts = [], []
+        intact, under = _values(scored)
+        for series in split.series(under):
+            values = torch.cat([intact, series], dim=1)
+            seen = kept[: series.shape[1]].double()
+            z = torch.cat([torch.ones(1, players, dtype=torch.double), seen])
+            weights = (-((1 - (z.sum(dim=1) / players).sqrt()) ** 2) / self.width**2).exp()
+            coefficients, constants = weighted_ridge(z, values.T, weights, self.ridge)
+            fits = determination(values.T, z @ coefficients + constants, weights)
+            found.append(coefficients)
+            facts.append(
+                [
+                    {"cells": float(cells), "samples": float(len(seen)), "r2": r2, "constant": b}
+                    for r2, b in zip(fits.tolist(), constants.tolist(), strict=True)
+                ]
+            )
+        return _written(self, model, scored, clip, targets, split, labels, found, facts, start)
 
     def samples(self, cells: int) -> Bool[Tensor, "n d"]:
-        """Which of the regions each sample keeps; the first are the same for every n."""
+        """Which of the regions each sample keeps, or of their parts; the first are the same for every n."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.rand(self.n, cells, generator=generator) < 0.5
 
     def passes(self, model: Scorer, clip: Clip) -> Passes:
         """The samples and the intact clip; a pilot of the precision, where there is one, comes on top."""
-        return Passes(self.n + 1)
+        return Passes(self.n * apart(self, clip).rounds + 1)
 
     def afford(self, forwards: int, model: Scorer, clip: Clip) -> LIME:
         """The same with as many samples as so many forwards buy.
 
         Raises:
-            OptionError: fewer than three, one of which goes to the intact clip.
+            OptionError: fewer than one for the intact clip, and two a surrogate.
         """
-        if forwards < 3:
-            raise OptionError(f"LIME needs at least 3 forwards, the budget is {forwards}")
-        return replace(self, n=forwards - 1)
+        rounds = apart(self, clip).rounds
+        if forwards < 1 + 2 * rounds:
+            raise OptionError(f"LIME needs at least {1 + 2 * rounds} forwards, the budget is {forwards}")
+        return replace(self, n=(forwards - 1) // rounds)
 
 
 @dataclass(frozen=True)
@@ -134,11 +154,18 @@ class KernelSHAP:
     A region's voxels all have its value. All targets share the forwards; the map is signed. `run.seconds`
     ends it early, with the sets scored by then (not where all of them are wanted).
 
+    Groups of bands (`spectrum`) have maps of their own, and the map is their sum. `independent`: the players
+    are the pairs of a region and a group, in one game, so that the values of all groups add up to
+    `v(all) - v({})`. `each`: a game for every group, in which the other bands are intact; the values of a
+    group add up to what removing it everywhere costs.
+
     Attributes:
-        n: sets to score, the empty one among them; the intact clip comes on top.
+        n: sets to score, the empty one among them; the intact clip comes on top. With `each` for every group.
         supervoxels: wanted number of regions.
         fill: what replaces what is removed: a name in `tubelens.fill.FILLS`, or a fill.
         seed: of the sets.
+        spectrum: `"joint"`: a region is a player, in all bands; `"each"`, `"independent"`: see above.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "scorer"
@@ -148,8 +175,11 @@ class KernelSHAP:
     supervoxels: int = 150
     fill: str | Fill = "mean"
     seed: int = 0
+    spectrum: Spectrum = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         fill(self.fill)
         if self.n < 3 or self.supervoxels < 2:
             raise OptionError(
@@ -166,28 +196,31 @@ class KernelSHAP:
             ScoreError: NaN or infinity.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         labels, cells = regions(clip, self.supervoxels)
-        exact = 2**cells - 1 <= self.n
-        kept = every_set(cells) if exact else self.pairs(cells)
+        players = cells * split.together
+        exact = 2**players - 1 <= self.n
+        kept = every_set(players) if exact else self.pairs(players)
         limits = replace(run, seconds=None) if exact else run
-        scored = score_masked(model, clip, Cells(labels, kept), fill(self.fill), targets, limits)
-        values = _values(scored)
-        intact, empty, sets = values[:, 0], values[:, 1], values[:, 2:].T
-        z = kept[1 : scored.done].double()
-        weights = shapley_kernel(cells)[z.sum(dim=1).long()] if exact else torch.ones(len(z)).double()
-        coefficients = constrained(z, sets - empty, weights, intact - empty)
-        fits = determination(sets, z @ coefficients + empty, weights)
-        facts = [
-            {
-                "cells": float(cells),
-                "samples": float(scored.done),
-                "r2": r2,
-                "constant": constant,
-                "exact": float(exact),
-            }
-            for r2, constant in zip(fits.tolist(), empty.tolist(), strict=True)
-        ]
-        return _written(self, model, scored, clip, targets, labels, coefficients.T, facts, start)
+        masks = split.masks(_kept(labels, kept, cells))
+        scored = score_masked(model, clip, masks, fill(self.fill), targets, limits)
+        found, facts = [], []
+        intact, under = _values(scored)
+        for series in split.series(under):
+            empty, sets = series[:, 0], series[:, 1:].T
+            z = kept[1 : series.shape[1]].double()
+            weights = shapley_kernel(players)[z.sum(dim=1).long()] if exact else torch.ones(len(z)).double()
+            coefficients = constrained(z, sets - empty, weights, intact[:, 0] - empty)
+            fits = determination(sets, z @ coefficients + empty, weights)
+            found.append(coefficients)
+            told = {"cells": float(cells), "samples": float(series.shape[1]), "exact": float(exact)}
+            facts.append(
+                [
+                    told | {"r2": r2, "constant": constant}
+                    for r2, constant in zip(fits.tolist(), empty.tolist(), strict=True)
+                ]
+            )
+        return _written(self, model, scored, clip, targets, split, labels, found, facts, start)
 
     def pairs(self, cells: int) -> Bool[Tensor, "n d"]:
         """The empty set, then sets drawn by the Shapley kernel, each followed by its complement."""
@@ -203,17 +236,18 @@ class KernelSHAP:
 
     def passes(self, model: Scorer, clip: Clip) -> Passes:
         """The sets and the intact clip, fewer where the clip has few regions."""
-        return Passes(self.n + 1)
+        return Passes(self.n * apart(self, clip).rounds + 1)
 
     def afford(self, forwards: int, model: Scorer, clip: Clip) -> KernelSHAP:
         """The same with as many sets as so many forwards buy.
 
         Raises:
-            OptionError: fewer than four: the intact clip, the empty one and one pair.
+            OptionError: fewer than one for the intact clip, and for each game the empty one and a pair.
         """
-        if forwards < 4:
-            raise OptionError(f"SHAP needs at least 4 forwards, the budget is {forwards}")
-        return replace(self, n=forwards - 1)
+        rounds = apart(self, clip).rounds
+        if forwards < 1 + 3 * rounds:
+            raise OptionError(f"SHAP needs at least {1 + 3 * rounds} forwards, the budget is {forwards}")
+        return replace(self, n=(forwards - 1) // rounds)
 
 
 # ── what they share ─────────────────────────────────────────────────────────────────────────────────────
@@ -296,9 +330,15 @@ def _inverse(gram: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
     return found
 
 
-def _values(scored: Scored) -> Float64[Tensor, "n s"]:
-    """The target on the intact clip, then under every mask."""
-    return torch.cat([scored.intact[:, None], *(part.values for part in scored)], dim=1).double().cpu()
+def _kept(labels: Int[Tensor, "T H W"], kept: Bool[Tensor, "n d"], cells: int) -> Callable[[int], Masks]:
+    """Which regions are kept in a group of bands: its own `cells` columns."""
+    return lambda group: Cells(labels, kept[:, group * cells : (group + 1) * cells])
+
+
+def _values(scored: Scored) -> tuple[Float64[Tensor, "n 1"], Float64[Tensor, "n s"]]:
+    """The targets on the intact clip, and under every mask."""
+    under = torch.cat([part.values for part in scored], dim=1)
+    return scored.intact[:, None].double().cpu(), under.double().cpu()
 
 
 def _written(
@@ -307,9 +347,10 @@ def _written(
     scored: Scored,
     clip: Clip,
     targets: Sequence[Target],
+    split: Split,
     labels: Int[Tensor, "T H W"],
-    coefficients: Float64[Tensor, "n d"],
-    facts: Sequence[dict[str, float]],
+    found: Sequence[Float64[Tensor, "d n"]],
+    facts: Sequence[Sequence[dict[str, float]]],
     start: float,
 ) -> list[Explanation]:
     record = Recorder(
@@ -322,5 +363,6 @@ def _written(
         notes=scored.notes,
         start=start,
     )
-    maps = coefficients.float()[:, labels]
-    return record.write([voxels(m) for m in maps], clip, targets, facts)
+    cells = int(labels.max()) + 1
+    maps = [own.T.float()[:, labels] for game in found for own in game.split(cells)]
+    return split.write(record, maps, clip, targets, split.facts(facts))

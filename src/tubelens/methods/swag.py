@@ -18,6 +18,7 @@ from tubelens.masks import supervoxels
 from tubelens.methods.gradients import over_bands
 from tubelens.methods.protocol import Needs
 from tubelens.methods.record import Recorder, voxels
+from tubelens.methods.spectrum import Apart, apart, check
 from tubelens.model import Model
 from tubelens.pixels import backward
 from tubelens.relu import Relus
@@ -41,6 +42,9 @@ class SWAG:
         n: supervoxels asked for; SLIC gives about as many.
         of: what is averaged: `gradient`, `guided` (guided backpropagation), or `input x gradient`.
         signed: average the sum over the bands with its sign, so that regions can speak against the target.
+        spectrum: `"each"`: also a map of every group of bands, see `tubelens.methods.gradients`;
+            what has no sign is reduced by `max`.
+        groups: bands that belong together, as in `"RGB|IR"` (see `tubelens.spectra`).
     """
 
     needs: ClassVar[Needs] = "gradients"
@@ -49,8 +53,11 @@ class SWAG:
     n: int = 500
     of: Of = "gradient"
     signed: bool = False
+    spectrum: Apart = "joint"
+    groups: str = ""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.n < 1:
             raise OptionError(f"SWAG needs n >= 1 supervoxels, not {self.n}")
         if self.of not in ("gradient", "guided", "input x gradient"):
@@ -65,16 +72,22 @@ class SWAG:
             LayerError, OptionError, ScoreError: see `tubelens.pixels.gradients`.
         """
         start = time.perf_counter()
+        split = apart(self, clip)
         relus = Relus() if self.of == "guided" else None
         found = backward(model, clip.pixels[None], targets, run, relus=relus)
         values = found.gradients[:, 0]
         if self.of == "input x gradient":
             values = values * clip.pixels.to(values)
         regions = supervoxels(clip.pixels, self.n)
-        maps = averaged(over_bands(values, "sum" if self.signed else "max").cpu(), regions)
+        rule = "sum" if self.signed else "max"
+
+        def reduce(own: Tensor) -> Tensor:
+            return averaged(over_bands(own, rule).cpu(), regions)
+
+        maps, by_band = reduce(values), split.reduced(values, reduce)
         record = Recorder(self, model, found.scores, backwards=len(targets), start=start)
         facts = [{"supervoxels": float(regions.unique().numel())}] * len(targets)
-        return record.write([voxels(m) for m in maps], clip, targets, facts)
+        return record.write([voxels(m) for m in maps], clip, targets, facts, by_band=by_band)
 
 
 def averaged(values: Float[Tensor, "n t h w"], regions: Int[Tensor, "t h w"]) -> Float[Tensor, "n t h w"]:

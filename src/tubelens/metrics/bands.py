@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import factorial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
-from torch import Tensor
+from jaxtyping import Float64
 
 from tubelens.clip import Clip
+from tubelens.coalitions import Coalitions
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.fill import Fill, fill
@@ -31,69 +30,9 @@ from tubelens.metrics.edits import (
 from tubelens.metrics.options import checked, one_of
 from tubelens.metrics.protocol import Score
 from tubelens.running import RUN, Run
+from tubelens.shapley import LEAST, interactions, shapley
 from tubelens.spectra import spectra
 from tubelens.truth import Truth
-from tubelens.variants import Batch, Make
-
-LEAST = 0.01
-"""Loss below which shares of it mean nothing; where the score rises, the bands speak against the class."""
-
-
-# ── the game ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def shapley(game: Float64[np.ndarray, "s"]) -> Float64[np.ndarray, "n"]:
-    """Shapley values of a game, exactly.
-
-        phi_i = sum_S |S|! (n - |S| - 1)! / n! (v(S + i) - v(S)),   S without i
-
-    Shapley, "A value for n-person games" (1953). They add up to `v(all) - v(none)`.
-
-    Args:
-        game: the value of every coalition; player i is in coalition s where bit i of s is set.
-    """
-    n = _players(game)
-    values = np.zeros(n)
-    for i in range(n):
-        for s in range(2**n):
-            if not s >> i & 1:
-                size = s.bit_count()
-                weight = factorial(size) * factorial(n - size - 1) / factorial(n)
-                values[i] += weight * (game[s | 1 << i] - game[s])
-    return values
-
-
-def interactions(game: Float64[np.ndarray, "s"]) -> Float64[np.ndarray, "n n"]:
-    """Shapley interaction indices of all pairs, exactly; symmetric, zeros on the diagonal.
-
-        I_ij = sum_S |S|! (n - |S| - 2)! / (n - 1)! (v(S + i + j) - v(S + i) - v(S + j) + v(S))
-
-    over all S without i and j.
-
-    Grabisch and Roubens, "An axiomatic approach to the concept of interaction among players in cooperative
-    games" (1999). Positive: together they are worth more than each for itself (synergy); negative: each can
-    stand for the other (redundancy).
-
-    Args:
-        game: see `shapley`.
-    """
-    n = _players(game)
-    values = np.zeros((n, n))
-    for i, j in combinations(range(n), 2):
-        both = 1 << i | 1 << j
-        for s in range(2**n):
-            if not s & both:
-                size = s.bit_count()
-                weight = factorial(size) * factorial(n - size - 2) / factorial(n - 1)
-                values[i, j] += weight * (game[s | both] - game[s | 1 << i] - game[s | 1 << j] + game[s])
-    return values + values.T
-
-
-def _players(game: Float64[np.ndarray, "s"]) -> int:
-    return len(game).bit_length() - 1
-
-
-# ── bands ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -236,42 +175,3 @@ class BandShare:
             facts=facts,
             notes=warnings_for(value, anchors, True, "tube", {RANDOM: "bands drawn by lot"}) + said,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Coalitions:
-    """For every region, the clip with every proper subset of the players left as it is: subset s of 2^n - 1.
-
-    Attributes:
-        masks: true where players that are not in the subset are filled.
-        players: bands of each.
-        fill: what takes their place.
-    """
-
-    masks: Sequence[Bool[Tensor, "T H W"]]
-    players: Sequence[Sequence[int]]
-    fill: Fill
-
-    def __len__(self) -> int:
-        return len(self.masks) * ((1 << len(self.players)) - 1)
-
-    def over(self, pixels: Float[Tensor, "c T H W"]) -> Make:
-        """Bound to one clip; made on its device."""
-        blend = self.fill.over(pixels)
-        each = (1 << len(self.players)) - 1
-        stays = torch.zeros(each, len(pixels), dtype=torch.bool)
-        for i, own in enumerate(self.players):
-            stays[:, list(own)] = torch.tensor([bool(s >> i & 1) for s in range(each)])[:, None]
-        stays = stays.to(pixels.device)
-
-        def make(start: int, stop: int) -> Batch:
-            out = pixels.new_empty(stop - start, *pixels.shape)
-            filled, region = pixels, -1
-            for number in range(start, stop):
-                if number // each != region:
-                    region = number // each
-                    filled = blend((~self.masks[region]).to(pixels)[None])[0]
-                out[number - start] = torch.where(stays[number % each][:, None, None, None], pixels, filled)
-            return out, None
-
-        return make

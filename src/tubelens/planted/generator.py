@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tubelens.clip import Clip
 from tubelens.errors import OptionError, nearest
-from tubelens.planted import actions, infrared, order, shortcut, transient
+from tubelens.planted import actions, infrared, order, shortcut, spectra, transient
 from tubelens.planted.actions import LABELS
 from tubelens.planted.scene import DISTRACTORS, Scene, Wanted, stream
 from tubelens.truth import Truth
 
-Task = Literal["key", "dir", "order", "transient", "infrared", "xor", "shortcut"]
+Task = Literal["key", "dir", "order", "transient", "infrared", "xor", "shortcut", "spectra"]
 BENCHMARK: tuple[Task, ...] = get_args(Task)
 """All tasks."""
 TASKS: tuple[Task, ...] = ("key", "dir")
@@ -67,6 +67,11 @@ KINDS: dict[str, Kind] = {
     ),
     "shortcut": Kind(
         *(shortcut.paint, shortcut.LABELS, range(4), shortcut.EVIDENCE, (shortcut.MARK, DISTRACTORS))
+    ),
+    "spectra": Kind(
+        *(spectra.paint, spectra.LABELS, range(4), spectra.EVIDENCE, (DISTRACTORS, spectra.CLUTTER)),
+        bands=spectra.BANDS,
+        truth_bands=spectra.BANDS,
     ),
 }
 

@@ -13,7 +13,7 @@ legible letters gets none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
@@ -44,12 +44,14 @@ class Caption:
         prob: probability of its class; None: not shown.
         predicted: the strongest class and its probability where that is another one.
         top: the target is the strongest class.
+        note: what else should be known, before the predicted class.
     """
 
     label: str
     prob: float | None = None
     predicted: tuple[str, float] | None = None
     top: bool = False
+    note: str = ""
 
     @property
     def value(self) -> str:
@@ -58,10 +60,11 @@ class Caption:
 
     @property
     def other(self) -> str:
-        """The predicted class, or a word that it is this one; may be empty."""
+        """The note, and the predicted class or a word that it is this one; may be empty."""
+        said = "predicted" if self.top else ""
         if self.predicted is not None:
-            return f"predicted: {self.predicted[0]} {probability(self.predicted[1])}"
-        return "predicted" if self.top else ""
+            said = f"predicted: {self.predicted[0]} {probability(self.predicted[1])}"
+        return " · ".join(part for part in (self.note, said) if part)
 
     @property
     def line(self) -> str:
@@ -77,6 +80,11 @@ def caption_of(explanation: Explanation) -> Caption:
     first = p.predicted[0] if p.predicted else None
     top = first is not None and " ".join(first[0].split()) == label
     return Caption(label, p.prob, None if top else first, top)
+
+
+def on_view(caption: Caption, name: str, note: str = "") -> Caption:
+    """The caption on one of several pictures: its name comes first, so that it is never what is cut off."""
+    return replace(caption, label=f"{name} · {caption.label}" if name else caption.label, note=note)
 
 
 def probability(p: float) -> str:

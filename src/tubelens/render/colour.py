@@ -227,6 +227,11 @@ def _painted(index: UInt8[np.ndarray, "h w"], colours: Lut) -> Image.Image:
     return picture.convert("RGB")
 
 
+def painted(index: UInt8[np.ndarray, "h w"], colours: Lut) -> Frame:
+    """The colours of a table at `index`."""
+    return _picture(_painted(index, colours))
+
+
 def _picture(image: Image.Image) -> Frame:
     """A writable array of a Pillow picture."""
     return np.array(image)

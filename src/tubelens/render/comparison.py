@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from tubelens.render.compose import Look
 from tubelens.render.heads import Head, heads
 from tubelens.render.paper import DPI, INK, SOFT, Row, colour_bar, pictures_of, quiet, write
 from tubelens.render.source import Moments, On, open_source, over_time
+from tubelens.render.spectra import views as views_of
+from tubelens.video import source_name
 
 _LEFT, _RIGHT, _GAP, _BETWEEN = 0.12, 0.72, 0.03, 0.16
 _TOP, _HEAD, _NAME, _CURVE, _REST = 0.78, 0.24, 0.19, 0.2, 0.16
@@ -44,21 +45,26 @@ def comparison(
         width: inches.
     """
     cells: list[Cell] = [(i, style) for i in range(len(many)) for style in how.styles]
-    table = grouped(many, cells)
-    columns = max(map(len, table))
+    bare = grouped(many, cells)
     titles = _titles(many)
     first = many[0].source
     with open_source(first, on) as video:
         moments = Moments.of(video, many)
+        views = views_of(video, many, moments.indices, how.spectra, how.palette)
+        how = how.on(views)
+        table = [[(cell, v) for cell in row for v in range(len(views))] for row in bare]
+        columns = max(map(len, table))
         shown = moments.spread(max(3, frames // columns) if frames > 2 else frames)
         n = len(shown.times)
         cell_w = min((width - _LEFT - _RIGHT - (columns - 1) * _BETWEEN) / columns, n * 2.6)
         w = cell_w / n - _GAP
         h = w * first.size[0] / first.size[1]
-        every = [Row("original"), *(Row(style, many[i or 0], style) for i, style in cells)]
+        every = [Row("original", view=v) for v in range(len(views))]
+        spread = [(cell, v) for cell in cells for v in range(len(views))]
+        every += [Row(style, many[i or 0], style, v) for (i, style), v in spread]
         size = (max(1, round(h * DPI)), max(1, round(w * DPI)))
-        plain, *drawn = pictures_of(video, shown, many, every, how, size)
-    pictures = dict(zip(cells, drawn, strict=True))
+        drawn = pictures_of(video, shown, many, every, how, size, views)
+    pictures = dict(zip(spread, drawn[len(views) :], strict=True))
     curve = _CURVE if len(moments.times) > 1 else 0.0
     row_h = _HEAD + _NAME + h + curve + _REST
     sizes = (
@@ -83,22 +89,22 @@ def comparison(
     with quiet():
         _title(sheet, many)
     for c in range(columns):
-        for ax, seconds in zip(strip(c, _TOP, plain), shown.times, strict=True):
+        for ax, seconds in zip(strip(c, _TOP, drawn[c % len(views)]), shown.times, strict=True):
             ax.set_title(f"{seconds:.2f} s", fontsize=7 if w < 0.8 else 8, color=SOFT, pad=2.5)
     span = moments.spread(300).times
-    bare = list(map(tuple, table))
     for r, (row, (head,)) in enumerate(zip(table, heads(many, bare), strict=True)):
         top = _TOP + h + 0.22 + r * row_h
         with quiet():
             _write_head(sheet, head, top, sizes[0] - _LEFT - 0.1)
-        for c, (i, style) in enumerate(row):
+        for c, ((i, style), v) in enumerate(row):
             e = many[i or 0]
             left = _LEFT + c * (cell_w + _BETWEEN)
             name = titles[i or 0] + (f" ({style})" if len(how.styles) > 1 else "")
+            name += f", {views[v].name}" if views[v].name else ""
             with quiet():
                 _write_cell(sheet, e, name, left, top + _HEAD, cell_w)
             for ax, seconds in zip(
-                strip(c, top + _HEAD + _NAME, pictures[i, style]), shown.times, strict=True
+                strip(c, top + _HEAD + _NAME, pictures[(i, style), v]), shown.times, strict=True
             ):
                 if not saw(e, seconds):
                     ax.text(0.5, 0.5, NOT_SEEN, transform=ax.transAxes, ha="center", va="center", **_NOT_SEEN)
@@ -137,7 +143,7 @@ def _title(sheet: Figure, many: Sequence[Explanation]) -> None:
             f"{name} ({weights})" if "(" not in name else name
             for name, (_, weights) in zip(network_names(networks), networks, strict=True)
         ),
-        Path(path).name if path else "",
+        source_name(path) if path else "",
     ]
     write(sheet, " · ".join(part for part in parts if part), _LEFT, 0.38, wide, size=8, color=SOFT)
 

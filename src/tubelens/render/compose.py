@@ -15,12 +15,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelens.errors import OptionError, nearest
-from tubelens.explanation import scaled
-from tubelens.render import colour
+from tubelens.explanation import Explanation, scaled
+from tubelens.render import colour, palettes
 from tubelens.render.arrange import Cell, arrange, names
-from tubelens.render.caption import Caption, caption_of, draw_bar, draw_strip
+from tubelens.render.caption import Caption, caption_of, draw_bar, draw_strip, on_view
 from tubelens.render.heads import band_rows, bands, heads
-from tubelens.render.source import EPSILON, Many, Moments, On, as_list, fit_to, fitted, open_source, over_time
+from tubelens.render.source import (
+    EPSILON,
+    Many,
+    Moments,
+    On,
+    as_list,
+    enlargement,
+    fit_to,
+    fitted,
+    open_source,
+    over_time,
+)
+from tubelens.render.spectra import EACH, View, heat_colours, layers, views
+from tubelens.video import sound_file
 
 
 @dataclass(frozen=True)
@@ -32,9 +45,12 @@ class Look:
         beside: the original is the first column.
         caption: label, probability, predicted class and time at the bottom.
         strip: mean heat over time at the very bottom.
-        colours: table of the colour map. `own`: the user chose it, so that it also replaces the paper's jet.
+        colours: table of the colour map. `own`: the user chose it, so that it also replaces the paper's jet,
+            and holds on every palette.
         alpha: opacity of the hottest colour.
         rgba: frames keep an alpha channel (focus).
+        palette: of pictures of one band; None: not chosen.
+        spectra: which pictures of a source of several spectra are drawn.
     """
 
     styles: tuple[str, ...]
@@ -45,6 +61,14 @@ class Look:
     own: bool
     alpha: float
     rgba: bool
+    palette: str | None = None
+    spectra: str = EACH
+
+    def on(self, shown: Sequence[View]) -> Look:
+        """The same, heat in colours that stay legible on these views."""
+        if self.own:
+            return self
+        return replace(self, colours=heat_colours(shown, self.palette, self.spectra))
 
 
 def _heat(frame: colour.Frame, heat: colour.Heat, look: Look) -> np.ndarray:
@@ -82,11 +106,13 @@ def look(
     colormap: str | None = None,
     alpha: float | None = None,
     rgba: bool = False,
+    palette: str | None = None,
+    spectra: str = EACH,
 ) -> Look:
-    """The drawing options, checked.
+    """The drawing options, checked; `spectra` is checked when the source is open.
 
     Raises:
-        OptionError: unknown style or colour map (the nearest are named), alpha outside [0, 1].
+        OptionError: unknown style, colour map or palette (the nearest are named), alpha outside [0, 1].
     """
     styles = (style,) if isinstance(style, str) else tuple(style)
     for name in styles:
@@ -97,7 +123,10 @@ def look(
     opacity = colour.ALPHA if alpha is None else float(alpha)
     colour.weights(opacity)  # checks it
     table = colour.lut(colormap or colour.COLORMAP)
-    return Look(styles, beside, caption, strip, table, colormap is not None, opacity, rgba)
+    if palette is not None:
+        palettes.palette(palette)  # checks it
+    own = colormap is not None
+    return Look(styles, beside, caption, strip, table, own, opacity, rgba, palette, spectra)
 
 
 class Drawing:
@@ -144,23 +173,31 @@ class Drawing:
             self._moments = moments.every(every)
             self.times = self._moments.times
             self.fps = self.video.fps / every
-            self._cells = arrange(self.explanations, look.styles, look.beside)
+            self._views = views(
+                self.video, self.explanations, self._moments.indices, look.spectra, look.palette
+            )
+            self.look = look = look.on(self._views)
+            cells = arrange(self.explanations, look.styles, look.beside)
+            above = heads(self.explanations, cells) if look.caption else [[]] * len(cells)
+            n = len(self._views)
+            self._cells = [[(cell, v) for cell in row for v in range(n)] for row in cells]
+            above = [[replace(h, start=h.start * n, stop=h.stop * n) for h in row] for row in above]
             rows, columns = len(self._cells), len(self._cells[0])
-            above = heads(self.explanations, self._cells) if look.caption else [[]] * rows
-            self._column = fitted(first.size, columns, fit, rows, band_rows(above, first.size))
+            factor = enlargement(first.size)
+            drawn = first.size[0] * factor, first.size[1] * factor
+            self._column = fitted(first.size, columns, fit, rows, band_rows(above, drawn))
             self._bands = bands(above, columns, self._column)
             h, w = self._column
             self.size = (h * rows + sum(len(b) for b in self._bands if b is not None), w * columns)
-            captions = [caption_of(e) for e in self.explanations]
-            if any(above):  # the network's prediction stands above
-                captions = [replace(c, predicted=None) for c in captions]
-            titles = names(self.explanations, [c.label for c in captions], both=True)
-            self._captions = [replace(c, label=t) for c, t in zip(captions, titles, strict=True)]
             self.audio: tuple[str, float, float] | None = None
-            if self.video.has_audio and self.video.path is not None:
-                self.audio = (self.video.path, self.times[0], self.times[-1])
-            self._limits = [e.limits for e in self.explanations]
-            self._over_time = [over_time(e, self.times) if look.strip else None for e in self.explanations]
+            if (sound := sound_file(self.video)) is not None:
+                self.audio = (sound, self.times[0], self.times[-1])
+            self._layers = [layers(e, self._views) for e in self.explanations]
+            self._captions = self._said(networks=any(above))
+            self._maps = {id(x.explanation): x.explanation for row in self._layers for x in row}
+            self._over_time = {
+                key: over_time(e, self.times) if look.strip else None for key, e in self._maps.items()
+            }
         except BaseException:
             self.video.close()
             raise
@@ -170,14 +207,30 @@ class Drawing:
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         """Seconds and drawn frame, `(h, w, 3)` or with `rgba` `(h, w, 4)`, uint8."""
-        maps = [e.at(self.times, self._column) for e in self.explanations]
+        maps = [e.at(self.times, self._column) for e in self._maps.values()]
         picked = self.video.pick(self._moments.indices)
-        for k, ((_, _, frame), *heat) in enumerate(zip(picked, *maps, strict=True)):
-            yield self.times[k], self._draw(fit_to(frame, self._column), heat, k)
+        for k, ((_, _, frame), *saliency) in enumerate(zip(picked, *maps, strict=True)):
+            pictures = [fit_to(view.of(frame), self._column) for view in self._views]
+            yield self.times[k], self._draw(pictures, saliency, k)
 
-    def _draw(self, frame: colour.Frame, maps: Sequence[Tensor], k: int) -> np.ndarray:
-        heats = [self._heat(number, saliency, k) for number, saliency in enumerate(maps)]
-        rows = [[self._cell(cell, frame, heats, k) for cell in row] for row in self._cells]
+    def _said(self, networks: bool) -> list[list[Caption]]:
+        """The caption of each explanation on each view; the prediction stands above where `networks` do."""
+        captions = [caption_of(e) for e in self.explanations]
+        if networks:
+            captions = [replace(c, predicted=None) for c in captions]
+        titles = names(self.explanations, [c.label for c in captions], both=True)
+        captions = [replace(c, label=t) for c, t in zip(captions, titles, strict=True)]
+        return [
+            [on_view(c, view.name, layer.said) for view, layer in row]
+            for c, row in zip(
+                captions, ([*zip(self._views, ls, strict=True)] for ls in self._layers), strict=True
+            )
+        ]
+
+    def _draw(self, pictures: Sequence[colour.Frame], maps: Sequence[Tensor], k: int) -> np.ndarray:
+        found = zip(self._maps.items(), maps, strict=True)
+        heats = {key: self._heat(e, saliency, k) for (key, e), saliency in found}
+        rows = [[self._cell(cell, v, pictures[v], heats, k) for cell, v in row] for row in self._cells]
         if len(rows) == len(rows[0]) == 1:
             return rows[0][0]
         line = max(1, round(colour.line_width(*self._column)))
@@ -195,30 +248,33 @@ class Drawing:
             strips.append(np.concatenate(row, axis=1))
         return np.concatenate(strips, axis=0)
 
-    def _heat(self, number: int, saliency: Tensor, k: int) -> np.ndarray:
-        """Heat of one explanation, NaN where it does not speak for that moment."""
-        heat: np.ndarray = scaled(saliency, *self._limits[number]).detach().cpu().numpy()
-        start, end = self.explanations[number].source.span
+    def _heat(self, e: Explanation, saliency: Tensor, k: int) -> np.ndarray:
+        """Heat of one map, NaN where it does not speak for that moment."""
+        heat: np.ndarray = scaled(saliency, *e.limits).detach().cpu().numpy()
+        start, end = e.source.span
         if not start - EPSILON <= self.times[k] <= end + EPSILON:
             heat = np.full_like(heat, np.nan)  # explained on another part of the video
         return heat
 
-    def _cell(self, cell: Cell | None, frame: colour.Frame, heats: list[np.ndarray], k: int) -> np.ndarray:
-        """One picture of the grid."""
+    def _cell(
+        self, cell: Cell | None, v: int, frame: colour.Frame, heats: dict[int, np.ndarray], k: int
+    ) -> np.ndarray:
+        """One picture of the grid, of view `v`."""
         if cell is None:
             empty = np.zeros_like(frame)
             return _opaque(empty) if self.look.rgba else empty
         number, style = cell
         if number is None:
             picture = _opaque(frame) if self.look.rgba else frame.copy()
-            self._annotate(picture, Caption("original"), None, k)
+            self._annotate(picture, on_view(Caption("original"), self._views[v].name), None, k)
             return picture
         source = self.explanations[number].source
-        picture = STYLES[style](frame, heats[number], self.look)
+        key = id(self._layers[number][v].explanation)
+        picture = STYLES[style](frame, heats[key], self.look)
         if self.look.rgba and picture.shape[2] == 3:
             picture = _opaque(picture)
         colour.mark_crop(picture, source.box, source.size)
-        self._annotate(picture, self._captions[number], self._over_time[number], k)
+        self._annotate(picture, self._captions[number][v], self._over_time[key], k)
         return picture
 
     def _annotate(
@@ -253,10 +309,14 @@ def frames(
     rgba: bool = False,
     on: On = None,
     fit: int | None = None,
+    palette: str | None = None,
+    spectra: str = EACH,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Stream the frames of the explained span with the heat drawn on them.
 
-    One explanation without `beside` keeps the source's frame size and gives one frame for each of its frames.
+    One explanation without `beside`, of a source with one picture, keeps the source's frame size and gives
+    one frame for each of its frames. Frames of less than 64 pixels a side are enlarged by a whole factor, to
+    240 or more.
 
     Args:
         explanations: one, or several of the same video, arranged as `tubelens.render.arrange` tells.
@@ -269,6 +329,11 @@ def frames(
         rgba: keep the alpha channel of focus tubes: frames are `(h, w, 4)`.
         on: draw on this path, `(t, h, w, c)` array or clip, in place of the source.
         fit: shrink to at most so many pixels on the long side.
+        palette: of pictures of one band: `white-hot`, `black-hot`, `inferno` or `iron`. Unless `colormap`
+            says otherwise, heat is drawn in colours that stay legible on it.
+        spectra: of a source of several spectra: `each` side by side, the `first`, the `overlay` of the others
+            on the visible one, or the name of one. Where a map tells the bands apart, each picture carries
+            that of its own bands, all in one scale.
 
     Yields:
         Seconds, and the frame as `(h, w, 3)` uint8.
@@ -279,7 +344,17 @@ def frames(
     """
     drawing = Drawing(
         explanations,
-        look(style, beside=beside, caption=caption, strip=strip, colormap=colormap, alpha=alpha, rgba=rgba),
+        look(
+            style,
+            beside=beside,
+            caption=caption,
+            strip=strip,
+            colormap=colormap,
+            alpha=alpha,
+            rgba=rgba,
+            palette=palette,
+            spectra=spectra,
+        ),
         on=on,
         fit=fit,
     )

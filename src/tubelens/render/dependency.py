@@ -25,7 +25,7 @@ from tubelens.render.caption import probability
 from tubelens.render.compose import STYLES, Look, look
 from tubelens.render.sheet import DPI, pixels
 from tubelens.render.source import Moments, On, fit_to, open_source
-from tubelens.video import write_png
+from tubelens.video import source_name, write_png
 
 _INK, _SOFT, _DOT, _LINE = "#1a1a1a", "#666666", "#1b6ca8", "#d1495b"
 _THUMB, _PITCH, _ROW = 1.25, 1.7, 0.3  # width of a picture, from column to column, between cards
@@ -227,7 +227,7 @@ def _words(
     made = [
         dependency.method,
         f"{dependency.model} ({dependency.weights})",
-        Path(video).name if video else "",
+        source_name(video) if video else "",
     ]
     note = "dots: the strongest kernels of a layer · lines: which kernels select which"
     note += " · pictures: the layer's tube where it is strongest"

@@ -12,7 +12,8 @@ from tubelens.errors import OptionError
 from tubelens.explanation import WRITERS, Explanation
 from tubelens.render.compose import Drawing, look
 from tubelens.render.sheet import figure, pixels
-from tubelens.render.source import Many, On, as_list
+from tubelens.render.source import Many, On, as_list, enlargement
+from tubelens.render.spectra import EACH
 from tubelens.video import FolderSink, GifSink, VideoSink, write_png
 
 Progress = Callable[[int, int], None]
@@ -35,13 +36,16 @@ def draw(
     fps: float | None = None,
     fit: int | None = None,
     columns: int = 8,
+    palette: str | None = None,
+    spectra: str = EACH,
     progress: Progress | None = None,
 ) -> Path:
     """Draw one explanation, or several of one video side by side; the suffix decides what is written.
 
     - `.mp4`, `.webm`: frame size, times and sound of the source (H.264 needs even sides: an odd one grows by
-      a pixel). With `style="focus"` the heat is the alpha channel of a `.webm`; elsewhere focus is on black.
-    - `.gif`: at most 480 pixels a side.
+      a pixel); small frames are enlarged, and several spectra stand side by side, as `frames` tells. With
+      `style="focus"` the heat is the alpha channel of a `.webm`; elsewhere focus is on black.
+    - `.gif`: at most 480 pixels a side, but of small frames.
     - `.png`: a contact sheet, see `figure`; `beside`, `caption`, `strip`, `fps` and `fit` do not apply.
     - no suffix: a folder of PNG frames (focus: with alpha) and `info.json`.
 
@@ -59,14 +63,18 @@ def draw(
         fps: play at this many frames a second, without sound; by default as the source.
         fit: shrink to at most so many pixels on the long side; a GIF to 480 by default.
         columns: frames that a contact sheet shows.
+        palette: of pictures of one band: `white-hot`, `black-hot`, `inferno` or `iron`. Unless `colormap`
+            says otherwise, heat is drawn in colours that stay legible on it.
+        spectra: of a source of several spectra: `each` side by side, the `first`, the `overlay` of the others
+            on the visible one, or the name of one.
         progress: called with (frames done, frames in all).
 
     Returns:
         The path.
 
     Raises:
-        OptionError: a suffix that nothing draws, unknown style or colour map, `fps` or `fit` out of range,
-            explanations of different videos.
+        OptionError: a suffix that nothing draws, unknown style, colour map, palette or spectrum, `fps` or
+            `fit` out of range, explanations of different videos.
         VideoError: the source is gone or has changed.
         OutputError: no room, no permission; nothing half-written is left.
     """
@@ -78,14 +86,31 @@ def draw(
     if fps is not None and not 0 < fps < float("inf"):
         raise OptionError(f"fps must be positive, not {fps}")
     if suffix == ".png":
-        sheet = figure(explanations, style=style, frames=columns, colormap=colormap, alpha=alpha, on=on)
+        sheet = figure(
+            explanations,
+            style=style,
+            frames=columns,
+            colormap=colormap,
+            alpha=alpha,
+            on=on,
+            palette=palette,
+            spectra=spectra,
+        )
         return write_png(path, pixels(sheet))
     styles = style or "heat"
     clear = "focus" in ((styles,) if isinstance(styles, str) else styles) and suffix in (".webm", "")
     how = look(
-        styles, beside=beside, caption=caption, strip=strip, colormap=colormap, alpha=alpha, rgba=clear
+        styles,
+        beside=beside,
+        caption=caption,
+        strip=strip,
+        colormap=colormap,
+        alpha=alpha,
+        rgba=clear,
+        palette=palette,
+        spectra=spectra,
     )
-    if suffix == ".gif" and fit is None:
+    if suffix == ".gif" and fit is None and enlargement(as_list(explanations)[0].source.size) == 1:
         fit = GIF_SIDE
     with Drawing(explanations, how, on=on, fit=fit) as drawing:
         rate = fps or drawing.fps

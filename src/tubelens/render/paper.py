@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from tubelens.explanation import Explanation, scaled
 from tubelens.render import colour
 from tubelens.render.compose import STYLES, Look
-from tubelens.render.source import EPSILON, Moments, fit_to
+from tubelens.render.source import EPSILON, Moments, enlargement, fit_to
+from tubelens.render.spectra import View
 from tubelens.video import Frames
 
 DPI = 200
@@ -28,11 +29,21 @@ INK, SOFT = "#1a1a1a", "#666666"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of pictures: what it is called, and whose heat it shows in which style (None: the original)."""
+    """One row of pictures.
+
+    Attributes:
+        name: what it is called.
+        explanation: whose heat it shows; None: the original.
+        style: in which style.
+        view: number of the view it shows the heat on.
+        band: it is one of the maps of single bands, which share a scale.
+    """
 
     name: str
     explanation: Explanation | None = None
     style: str = "original"
+    view: int = 0
+    band: bool = False
 
 
 def pixels(sheet: Figure) -> np.ndarray:
@@ -58,25 +69,37 @@ def pictures_of(
     rows: Sequence[Row],
     how: Look,
     size: tuple[int, int],
+    views: Sequence[View] = (View(),),
 ) -> list[list[np.ndarray]]:
-    """Every picture of the sheet, row by row, `(h, w, 3)`."""
-    maps = [e.at(shown.times, size) for e in many]
-    limits = [e.limits for e in many]
+    """Every picture of the sheet, row by row, `(h, w, 3)`; small frames are enlarged to `size` or more."""
+    size = _whole(video.size, size)
+    every = list(
+        {id(row.explanation): row.explanation for row in rows if row.explanation is not None}.values()
+    )
+    maps = [e.at(shown.times, size) for e in every]
     pictures: list[list[np.ndarray]] = [[] for _ in rows]
     for (_, seconds, frame), *saliency in zip(video.pick(shown.indices), *maps, strict=True):
-        small = fit_to(frame, size)
+        seen = [fit_to(view.of(frame), size) for view in views]
         heat = {
-            id(e): _within(e, seconds, scaled(s, *limit).detach().cpu().numpy())
-            for e, s, limit in zip(many, saliency, limits, strict=True)
+            id(e): _within(e, seconds, scaled(s, *e.limits).detach().cpu().numpy())
+            for e, s in zip(every, saliency, strict=True)
         }
         for cells, row in zip(pictures, rows, strict=True):
             if row.explanation is None:
-                cells.append(small)
+                cells.append(seen[row.view])
                 continue
-            picture = STYLES[row.style](small, heat[id(row.explanation)], how)
+            picture = STYLES[row.style](seen[row.view], heat[id(row.explanation)], how)
             colour.mark_crop(picture, row.explanation.source.box, row.explanation.source.size)
             cells.append(picture)
     return pictures
+
+
+def _whole(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size, or for small frames the next whole multiple of theirs."""
+    if enlargement(full) == 1:
+        return size
+    factor = max(1, *(-(-n // m) for n, m in zip(size, full, strict=True)))
+    return full[0] * factor, full[1] * factor
 
 
 def _within(explanation: Explanation, seconds: float, heat: np.ndarray) -> np.ndarray:
@@ -112,7 +135,9 @@ def upright_name(sheet: Figure, text: str, left: float, middle: float, room: flo
             artist.set_text("\n".join(lines))
 
 
-def colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Explanation]) -> None:
+def colour_bar(
+    sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Explanation], title: str = "heat"
+) -> None:
     """Heat from 0 to 1; with one explanation also what these stand for."""
     scale = ScalarMappable(Normalize(0, 1), ListedColormap(colours / 255))
     bar = sheet.colorbar(scale, cax=ax)
@@ -122,4 +147,4 @@ def colour_bar(sheet: Figure, ax: Axes, colours: colour.Lut, many: Sequence[Expl
     if len(many) == 1:
         low, high = many[0].limits
         bar.set_ticks([0, 0.5, 1], labels=[f"0 ({low:.2g})", "0.5", f"1 ({high:.2g})"])
-    bar.ax.set_title("heat", fontsize=8, color=SOFT, pad=4)
+    bar.ax.set_title(title, fontsize=8, color=SOFT, pad=4, loc="left")

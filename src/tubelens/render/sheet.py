@@ -7,7 +7,7 @@ pictures keep their exact proportions. No part of it touches pyplot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,15 @@ from tubelens.render.paper import (
     write,
 )
 from tubelens.render.source import Many, Moments, On, as_list, open_source, over_time
+from tubelens.render.spectra import EACH, View, band_rows
+from tubelens.render.spectra import views as views_of
+from tubelens.video import source_name
 
 __all__ = ["DPI", "figure", "pixels"]
 
 _LINES = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8f5bb0", "#c97b12", "#3c3c3c")
+HEATED = ("heat", "paper", "contour")
+"""Styles that a colour bar explains."""
 LEGEND = len(_LINES)
 """So many curves have a legend; of more, the names of the rows have the curves' colours."""
 _LEFT, _RIGHT, _GAP = 0.42, 0.78, 0.045
@@ -57,45 +62,55 @@ def figure(
     alpha: float | None = None,
     on: On = None,
     width: float = 12.0,
+    palette: str | None = None,
+    spectra: str = EACH,
 ) -> Figure:
     """A contact sheet: frames spread over the explained span, the heat on them, and the heat over time.
 
     Several networks are a table, a row a network and a column a target, with a few of the frames in each.
+    Several spectra are a row each; where a map tells the bands apart, the map of each band follows in a row
+    of its own, on the spectrum it belongs to, all in one scale.
 
     Args:
         explanations: one, or several of one video.
         style: rows below the original; by default heat, focus and contour for one explanation, and heat for
-            each of several.
+            each of several, on several spectra, or of several bands.
         frames: columns.
         colormap: name of a matplotlib colour map.
         alpha: opacity of the hottest colour, in [0, 1].
         on: draw on this path, `(t, h, w, c)` array or clip, in place of the source.
         width: inches.
+        palette: of pictures of one band: `white-hot`, `black-hot`, `inferno` or `iron`.
+        spectra: of a source of several spectra: `each`, the `first`, the `overlay`, or the name of one.
 
     Returns:
         A figure with an Agg canvas; `savefig` writes it as PNG, PDF or SVG.
 
     Raises:
-        OptionError: unknown style or colour map, explanations of different videos, fewer than one frame.
+        OptionError: unknown style, colour map, palette or spectrum, explanations of different videos, fewer
+            than one frame.
         VideoError: the source is gone or has changed.
     """
     many = as_list(explanations)
     if frames < 1:
         raise OptionError(f"a contact sheet needs at least one frame, not {frames}")
-    chosen = style if style is not None else ("heat", "focus", "contour") if len(many) == 1 else "heat"
-    how = look(chosen, colormap=colormap, alpha=alpha)
+    how = look(style or "heat", colormap=colormap, alpha=alpha, palette=palette, spectra=spectra)
     if len({network_of(e) for e in many}) > 1:
         return comparison(many, how, frames, on, width)
-    rows = _rows(many, how.styles)
     with open_source(many[0].source, on) as video:
         moments = Moments.of(video, many)
+        views = views_of(video, many, moments.indices, spectra, palette)
+        how = how.on(views)
+        if style is None and len(many) == len(views) == 1 and not many[0].by_band:
+            how = replace(how, styles=("heat", "focus", "contour"))
+        rows = _rows(many, how.styles, views)
         shown = moments.spread(frames)
         columns = len(shown.times)
         cell_w = min((width - _LEFT - _RIGHT) / columns - _GAP, 3.2)
         h, w = many[0].source.size
         cell_h = cell_w * h / w
         size = (max(1, round(cell_h * DPI)), max(1, round(cell_w * DPI)))
-        pictures = pictures_of(video, shown, many, rows, how, size)
+        pictures = pictures_of(video, shown, many, rows, how, size, views)
     pictures_h = len(rows) * (cell_h + _GAP)
     curve_h = _CURVE if len(moments.times) > 1 else 0.0
     total_w = _LEFT + columns * (cell_w + _GAP) + _RIGHT
@@ -108,9 +123,10 @@ def figure(
 
     path = many[0].source.path
     with quiet():
-        _title(sheet, many, Path(path).name if path else "")
+        _title(sheet, many, source_name(path) if path else "")
     unnamed = len(many) > LEGEND
     lines = dict(zip(map(id, many), _line_colours(len(many)), strict=True))
+    bars = _bars(rows)
     for r, row in enumerate(rows):
         for c, seconds in enumerate(shown.times):
             ax = axes(_LEFT + c * (cell_w + _GAP), _HEAD + r * (cell_h + _GAP), cell_w, cell_h)
@@ -121,14 +137,12 @@ def figure(
         with quiet():
             ink = lines[id(row.explanation)] if unnamed and row.explanation is not None else INK
             upright_name(sheet, row.name, _LEFT, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h, ink)
-    heated = [r for r, row in enumerate(rows) if row.style in ("heat", "paper", "contour")]
-    if heated:
-        paper = all(rows[r].style == "paper" for r in heated) and not how.own
-        first = heated[0]
-        bar = axes(
-            _LEFT + columns * (cell_w + _GAP) + 0.06, _HEAD + first * (cell_h + _GAP), 0.11, max(cell_h, 0.5)
-        )
-        colour_bar(sheet, bar, colour.published_jet() if paper else how.colours, many)
+        if r in bars:
+            jet = row.style == "paper" and not how.own and all(rows[b].style == "paper" for b in bars)
+            place = (_LEFT + columns * (cell_w + _GAP) + 0.06, _HEAD + r * (cell_h + _GAP))
+            whose = [row.explanation] if len(many) == 1 and row.explanation is not None else many
+            bar = axes(*place, 0.11, max(cell_h, 0.5) if len(bars) == 1 else cell_h * 0.8)
+            colour_bar(sheet, bar, colour.published_jet() if jet else how.colours, whose, bars[r])
     if curve_h:
         wide = columns * (cell_w + _GAP) - _GAP
         ax = axes(_LEFT, _HEAD + pictures_h + 0.26, wide, curve_h)
@@ -136,18 +150,30 @@ def figure(
     return sheet
 
 
-def _rows(many: Sequence[Explanation], styles: Sequence[str]) -> list[Row]:
-    if len(many) == 1:
-        return [Row("original"), *(Row(style, many[0], style) for style in styles)]
+def _rows(many: Sequence[Explanation], styles: Sequence[str], views: Sequence[View]) -> list[Row]:
+    """The originals; each explanation in each style on each view; below it, the maps of its bands."""
+    several = len(many) > 1
     titles = names(many, [caption_of(e).label for e in many])
-    return [
-        Row("original"),
-        *(
-            Row(title + (f" ({style})" if len(styles) > 1 else ""), e, style)
-            for e, title in zip(many, titles, strict=True)
-            for style in styles
-        ),
-    ]
+    rows = [Row(view.name or "original", view=v) for v, view in enumerate(views)]
+    for e, title in zip(many, titles, strict=True):
+        for style in styles:
+            name = title + (f" ({style})" if len(styles) > 1 else "") if several else style
+            for v, view in enumerate(views):
+                rows.append(Row(f"{name}, {view.name}" if view.name else name, e, style, v))
+        if e.by_band:
+            for band, own, v in band_rows(e, views):
+                rows.append(Row(f"{title}, {band}" if several else band, own, styles[0], v, band=True))
+    return rows
+
+
+def _bars(rows: Sequence[Row]) -> dict[int, str]:
+    """Rows that have a colour bar, and what stands above it: the first with heat, the first of a band."""
+    bars: dict[int, str] = {}
+    for title, band in (("heat", False), ("bands", True)):
+        heated = [r for r, row in enumerate(rows) if row.style in HEATED and row.band is band]
+        if heated:
+            bars[heated[0]] = title
+    return bars
 
 
 # ── around the pictures ──────────────────────────────────────────────────────────────────────────────────

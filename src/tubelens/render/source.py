@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ Many = Explanation | Sequence[Explanation]
 """One explanation, or several of the same video."""
 On = str | os.PathLike[str] | np.ndarray | Tensor | Clip | None
 """What to draw on in place of the source: a path, `(t, h, w, c)` frames, or a clip."""
+SMALL, LEGIBLE = 64, 240
+"""Frames whose short side is below the first are drawn enlarged, to a short side of at least the second."""
 EPSILON = 1e-6
 """Seconds by which two readings of one time stamp may differ."""
 
@@ -123,30 +126,47 @@ class Moments:
         return Moments(tuple(self.indices[i] for i in places), tuple(self.times[i] for i in places))
 
 
+def enlargement(size: tuple[int, int]) -> int:
+    """The whole factor by which frames of that size are drawn larger: 1 from 64 pixels a side on.
+
+    Thermal sensors may have 16x16 pixels: neither a caption nor a smooth map can be drawn on so few.
+    """
+    return 1 if min(size) >= SMALL else ceil(LEGIBLE / min(size))
+
+
 def fitted(
     size: tuple[int, int], columns: int, fit: int | None, rows: int = 1, above: int = 0
 ) -> tuple[int, int]:
     """Height and width of one picture where `rows` x `columns` together may have `fit` pixels a side.
 
-    `above` of these are taken by what stands above the rows, at most.
+    Small frames are enlarged by a whole factor, a lesser one where `fit` leaves no room. `above` of these
+    pixels are taken by what stands above the rows, at most.
 
     Raises:
         OptionError: `fit` below 16.
     """
-    h, w = size
+    (h, w), factor = size, enlargement(size)
     if fit is None:
-        return h, w
+        return h * factor, w * factor
     if fit < 16:
         raise OptionError(f"fit must be at least 16 pixels, not {fit}")
-    share = min(1.0, max(1, fit - above) / (h * rows), fit / (w * columns))
+    high = max(1, fit - above)
+    if (whole := min(factor, high // (h * rows), fit // (w * columns))) > 0:
+        return h * whole, w * whole
+    share = min(high / (h * rows), fit / (w * columns))
     return max(1, round(h * share)), max(1, int(w * share + EPSILON))
 
 
 def fit_to(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """The frame at `size` (height, width); filtered, so that nothing flickers when it shrinks."""
-    if frame.shape[:2] == tuple(size):
+    """The frame at `size` (height, width); filtered, so that nothing flickers when it shrinks.
+
+    Small frames are enlarged by whole factors without a filter: their pixels stay pixels.
+    """
+    (h, w), (rows, columns) = size, frame.shape[:2]
+    if (rows, columns) == (h, w):
         return frame
-    h, w = size
+    if min(rows, columns) < SMALL and h % rows == 0 and w % columns == 0:
+        return np.repeat(np.repeat(frame, h // rows, axis=0), w // columns, axis=1)
     return np.array(Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 

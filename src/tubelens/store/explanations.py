@@ -100,7 +100,7 @@ def _packed(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, str]
     source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
     header = {
         "parts": [{"span": part.span, "weight": part.weight, "area": part.area} for part in grids],
-        "bands": explanation.bands,
+        "bands": [name for name, _ in explanation.by_band],
         "size": explanation.size,
         "source": source,
         "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},

@@ -6,11 +6,11 @@
 from tubelens.clip import READERS
 from tubelens.video.extract import extract_frames
 from tubelens.video.file import FileFrames
-from tubelens.video.frames import ArrayFrames, Frames, open_video
+from tubelens.video.frames import ArrayFrames, Frames, open_video, sound_file
 from tubelens.video.images import FolderFrames
 from tubelens.video.read import read_clip, read_spec
 from tubelens.video.sinks import FolderSink, GifSink, VideoSink, write_png
-from tubelens.video.streams import Stream, exists, paired, streams
+from tubelens.video.streams import Stream, exists, paired, source_name, source_stem, streams
 from tubelens.video.views import ClipViews, View, read_views
 from tubelens.video.windows import ClipWindows, read_windows
 
@@ -38,6 +38,9 @@ __all__ = [
     "read_spec",
     "read_views",
     "read_windows",
+    "sound_file",
+    "source_name",
+    "source_stem",
     "streams",
     "write_png",
 ]

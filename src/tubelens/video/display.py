@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 Frame = UInt8[np.ndarray, "h w c"]
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in a grey band (BT.601)."""
 
 
 @dataclass(frozen=True)

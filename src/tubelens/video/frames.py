@@ -14,11 +14,12 @@ from tubelens.errors import OptionError
 from tubelens.video.arrays import ArrayFrames
 from tubelens.video.file import FileFrames
 from tubelens.video.images import FolderFrames
-from tubelens.video.measured import MeasuredFrames, is_measured
+from tubelens.video.measured import SCALES, MeasuredFrames, check_options, is_measured, measured_file
+from tubelens.video.measured_images import holds_values, image_folder, one_band
 from tubelens.video.paired import PairedFrames
-from tubelens.video.streams import Stream, streams
+from tubelens.video.streams import VISIBLE, Stream, streams
 
-__all__ = ["ArrayFrames", "Frames", "exactly", "open_stream", "open_video"]
+__all__ = ["ArrayFrames", "Frames", "exactly", "open_stream", "open_video", "sound_file"]
 
 Frames = FileFrames | FolderFrames | ArrayFrames | MeasuredFrames | PairedFrames
 
@@ -41,9 +42,10 @@ def open_video(source: str | os.PathLike[str] | np.ndarray | Tensor, fps: float 
     if not isinstance(source, str | os.PathLike):
         return ArrayFrames(source, fps or 25.0)
     parts = streams(source)
-    if len(parts) > 1:
-        return PairedFrames(os.fspath(source), parts, [open_stream(part, fps) for part in parts])
-    return open_stream(parts[0], fps)
+    videos = [open_stream(part, fps) for part in parts]
+    if len(parts) == 1 and (isinstance(videos[0], MeasuredFrames) or not (parts[0].name or parts[0].bands)):
+        return videos[0]
+    return PairedFrames(os.fspath(source), parts, videos, fps)  # also one stream whose bands have names
 
 
 def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | FolderFrames | MeasuredFrames:
@@ -57,14 +59,31 @@ def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | Folder
         VideoError: it cannot be read.
         OptionError: an option that means nothing to what is there.
     """
-    rate = stream.fps or fps
     if is_measured(stream):
-        return MeasuredFrames(stream, rate)
+        return MeasuredFrames(stream, measured_file(stream), fps)
+    pictures: FileFrames | FolderFrames
     if Path(stream.path).is_dir():
-        return FolderFrames(stream.path, rate or 25.0)
-    if stream.fps is not None or (fps is not None and not stream.name):
-        raise OptionError(f"{stream.path}: fps is for folders and arrays; a file has its own times")
-    return FileFrames(stream.path)
+        if holds_values(stream.path):
+            return MeasuredFrames(stream, image_folder(stream), fps)
+        pictures = FolderFrames(stream.path, stream.fps or fps or 25.0)
+    else:
+        if stream.fps is not None or (fps is not None and not stream.name):
+            raise OptionError(f"{stream.path}: fps is for folders and arrays; a file has its own times")
+        pictures = FileFrames(stream.path)
+    scaled = [option for option in SCALES if option in stream.given()]
+    if stream.palette or (scaled and (len(stream.bands) == 1 or _unseen(stream))):
+        return MeasuredFrames(stream, one_band(stream, pictures), fps)
+    if scaled:
+        raise OptionError(
+            f"{stream.path}: {scaled[0]}= scales one grey band: name it, as in ?bands=LWIR&{scaled[0]}=..."
+        )
+    check_options(stream, "pictures", ("bands", "fps", "palette", *SCALES))
+    return pictures
+
+
+def _unseen(stream: Stream) -> bool:
+    """Whether a stream is named after what is not visible."""
+    return stream.name != "" and stream.name.lower() not in VISIBLE
 
 
 def exactly(video: Frames) -> Frames:
@@ -72,3 +91,12 @@ def exactly(video: Frames) -> Frames:
     if isinstance(video, ArrayFrames | MeasuredFrames | PairedFrames):
         video.exact = True
     return video
+
+
+def sound_file(video: Frames) -> str | None:
+    """The file that has the sound of a video, None where there is none; of several streams, the first's."""
+    if isinstance(video, PairedFrames):
+        return sound_file(video.videos[0])
+    if isinstance(video, MeasuredFrames):
+        return video.audio_path
+    return video.path if video.has_audio else None

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,20 +45,7 @@ class FolderFrames:
         self.path: str | None = os.fspath(path)
         self.fps = float(fps)
         self.decoded = 0
-        folder = Path(path)
-        try:
-            found = [
-                p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-            ]
-        except OSError as error:
-            raise VideoError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-        pictures = [p for p in found if not p.name.startswith(("flow_x", "flow_y"))]  # flow beside frames
-        self.files = sorted((p for p in pictures or found if p.is_file()), key=natural)
-        if not self.files:
-            known = ", ".join(s[1:] for s in SUFFIXES)
-            raise VideoError(
-                f"{folder}: a folder without images ({known}): give a video or a folder of frames"
-            )
+        self.files = image_files(path)
         self.size = _size(self.files[0])
         for file in self.files:
             size = _size(file)
@@ -106,12 +93,7 @@ class FolderFrames:
 
     def sha256(self) -> str | None:
         """Hash of the names and the contents, in order."""
-        total = hashlib.sha256()
-        for file in self.files:
-            with file.open("rb") as data:
-                content = hashlib.file_digest(data, "sha256").hexdigest()
-            total.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
-        return total.hexdigest()
+        return hash_of(self.files)
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -123,6 +105,35 @@ class FolderFrames:
         self.close()
 
 
+def image_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The images of a folder, in natural order; of stored optical flow only where there is nothing else.
+
+    Raises:
+        VideoError: it has none, or cannot be listed.
+    """
+    folder = Path(path)
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    except OSError as error:
+        raise VideoError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    pictures = [p for p in found if not p.name.startswith(("flow_x", "flow_y"))]  # flow beside frames
+    files = sorted((p for p in pictures or found if p.is_file()), key=natural)
+    if not files:
+        known = ", ".join(s[1:] for s in SUFFIXES)
+        raise VideoError(f"{folder}: a folder without images ({known}): give a video or a folder of frames")
+    return files
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """Hash of the names and the contents of files, in order."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as data:
+            content = hashlib.file_digest(data, "sha256").hexdigest()
+        total.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
 def natural(path: Path) -> tuple[list[int | str], str]:
     """A sorting key that counts: digits compare as numbers."""
     parts = re.split(r"([0-9]+)", path.name.lower())
@@ -130,35 +141,21 @@ def natural(path: Path) -> tuple[list[int | str], str]:
 
 
 def read_image(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """One image as displayed: RGB, orientation applied, transparent parts over black, 16-bit grey scaled.
+    """One image as displayed: RGB, orientation applied, transparent parts over black.
 
     Raises:
-        VideoError: it cannot be decoded, or its values have no known full scale.
+        VideoError: it cannot be decoded, or has more than 8 bits.
     """
     try:
         with Image.open(file) as image:
             image.load()
             picture: Image.Image = ImageOps.exif_transpose(image)
             if picture.mode.startswith("I") or picture.mode == "F":
-                return np.repeat(_grey(picture, file)[..., None], 3, axis=2)
+                raise VideoError(f"{file}: has more than 8 bits, unlike the first image of its folder")
             clear = picture.has_transparency_data
             return over_black(np.array(picture.convert("RGBA" if clear else "RGB")))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
-
-
-def _grey(picture: Image.Image, file: Path) -> UInt8[np.ndarray, "h w"]:
-    """Grey of 16 bits (or float in [0, 1]) to 8."""
-    values = np.asarray(picture).astype(np.float64)
-    if picture.mode == "F":
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise VideoError(f"{file}: float values must lie in [0, 1]: divide them by their full scale")
-        values = values * 255
-    else:
-        if values.max() > 65535 or values.min() < 0:
-            raise VideoError(f"{file}: 32-bit values have no known full scale: save it with 8 or 16 bits")
-        values = values / 257
-    return np.round(values).astype(np.uint8)
 
 
 def _size(file: Path) -> tuple[int, int]:
@@ -166,9 +163,21 @@ def _size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
+            if image.format == "TIFF":
+                return _tiff_size(file, image)
             # A PNG may keep its orientation behind the pixels: asking for it would decode them.
             early = image.format != "PNG" or "exif" in image.info
             swapped = early and image.getexif().get(0x0112) in SWAPPED
             return (width, height) if swapped else (height, width)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
+
+
+def _tiff_size(file: Path, image: Any) -> tuple[int, int]:
+    """By its tags, because versions of Pillow differ in when they turn a TIFF file that lies on its side."""
+    width, height, turned = (image.tag_v2.get(tag) for tag in (256, 257, 0x0112))
+    if turned not in SWAPPED:
+        return height, width
+    if image.info.get("compression") == "raw":  # which Pillow reads with the wrong width
+        raise VideoError(f"{file}: an uncompressed TIFF file that lies on its side: save it upright")
+    return width, height

@@ -1,77 +1,147 @@
-"""Frames of measured values: degrees or counts, of an array file."""
+"""Frames of measured values: degrees or counts, of array, TIFF, CPTV and raw files and of folders."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 
 from tubelens.errors import OptionError
-from tubelens.video.arrays import ArrayFrames, unnamed
+from tubelens.video.arrays import unnamed
+from tubelens.video.dead import filled, survey
+from tubelens.video.display import shown
+from tubelens.video.images import hash_of
+from tubelens.video.measured_files import Recording, array_file, cptv_file, raw_file
+from tubelens.video.measured_images import tiff_file
+from tubelens.video.moments import increasing, shown_at
+from tubelens.video.scaling import scale_of
 from tubelens.video.streams import VISIBLE, Stream
 
-SUFFIXES = frozenset((".npy", ".npz", ".tif", ".tiff", ".cptv", ".raw", ".bin"))
+LOADERS: Mapping[str, Callable[[Stream], Recording]] = {
+    ".npy": array_file,
+    ".npz": array_file,
+    ".tif": tiff_file,
+    ".tiff": tiff_file,
+    ".cptv": cptv_file,
+    ".raw": raw_file,
+    ".bin": raw_file,
+}
+PAIRING = ("offset", "homography", "fit")
+"""Options that are about several streams, not about what one holds."""
+SCALES = ("range", "percentile", "bits")
 
 
 def is_measured(stream: Stream) -> bool:
-    """Whether a stream holds measured values and not pictures."""
-    return Path(stream.path).suffix.lower() in SUFFIXES
+    """Whether a stream is a file of measured values, going by its suffix."""
+    return Path(stream.path).suffix.lower() in LOADERS and not Path(stream.path).is_dir()
+
+
+def measured_file(stream: Stream) -> Recording:
+    """The values of a file.
+
+    Raises:
+        VideoError: it cannot be read.
+        OptionError: an option of the stream that it needs is missing or means nothing.
+    """
+    return LOADERS[Path(stream.path).suffix.lower()](stream)
 
 
 class MeasuredFrames:
     """Frames of measured values, scaled once for the whole recording.
 
     Attributes:
-        path: the text that names the source.
+        path: the text that names the source, and opens it alike.
         size: height and width.
         fps: average frame rate.
         bands: names of its channels.
         exact: yield the scaled values of each band, float32 in [0, 1], in place of a picture to look at.
         decoded: frames read so far.
+        rotation, has_audio: see `FileFrames`.
+        audio_path: the file that has the sound.
+        scale: what becomes 0 and 1.
         notes: what the user should know.
     """
 
-    rotation = 0
-    has_audio = False
     pictures = ("",)
 
-    def __init__(self, stream: Stream, fps: float | None = None) -> None:
-        if stream.range is None:
-            raise OptionError(f"{stream.path}: say how its values are scaled, as in ?range=15:35")
-        self.stream = stream
-        self.path: str | None = str(stream)
-        low, high = stream.range
-        values = np.load(stream.path, allow_pickle=False)
-        values = values[..., None] if values.ndim == 3 else values
-        self._frames = ArrayFrames(((values - low) / (high - low)).clip(0, 1).astype(np.float32), fps or 25.0)
-        self.fps, self.size, self.exact, self.decoded = self._frames.fps, self._frames.size, False, 0
-        self.bands = stream.bands or bands_of(stream.name, values.shape[3])
-        self.notes: tuple[str, ...] = ()
+    def __init__(self, stream: Stream, recording: Recording, fps: float | None = None) -> None:
+        """Look at the values, as far as their scale and dead cells need it.
+
+        Args:
+            stream: what is said of them.
+            recording: the values.
+            fps: rate of what has no times and no rate of its own, where the stream says none.
+
+        Raises:
+            VideoError: values that no scale fits, or too many dead ones.
+            OptionError: an option that means nothing to them, or a scale that is missing or does not fit.
+        """
+        known = (*SCALES, "bands", "fps", "dead", *recording.options)
+        check_options(stream, recording.kind, known)
+        self.bands = _bands(stream, recording)
+        self.stream, self.recording = stream, recording
+        self.size, self.rotation = recording.size, recording.rotation
+        self.audio_path, self.has_audio = recording.audio, recording.audio is not None
+        self.exact, self.decoded = False, 0
+        self._times, self.fps = _moments(stream, recording, fps)
+        plain = not (stream.given() or stream.name) and Path(stream.path).is_dir()  # opened with its rate
+        rated = fps is not None and stream.fps is None and not recording.times and not plain
+        self.path: str | None = str(replace(stream, fps=fps) if rated else stream)
+        looked = recording.at_hand or not recording.finite
+        seen = survey(recording, stream.dead == "error") if looked else None
+        self.scale = scale_of(recording, stream, seen)
+        self.notes: tuple[str, ...] = recording.notes + (seen.notes if seen is not None else ())
 
     def times(self) -> list[float]:
         """Seconds of every frame; the first is 0."""
-        return self._frames.times()
+        return list(self._times)
 
     def pick(self, indices: Iterable[SupportsIndex]) -> Iterator[tuple[int, float, np.ndarray]]:
-        """Frames by number, increasing: `(number, seconds, frame)`."""
-        self._frames.exact = self.exact
-        yield from self._frames.pick(indices)
+        """Frames by number: `(number, seconds, frame)`; one channel is shown as grey.
+
+        Args:
+            indices: increasing, each once.
+
+        Raises:
+            OptionError: not increasing, or a number that there is not.
+            VideoError: a frame that cannot be read, or a value beyond the sensor's bits.
+        """
+        wanted = increasing(indices, self.recording.count, str(self.path))
+        for number, values in zip(wanted, self.recording.read(wanted), strict=True):
+            self.decoded += 1
+            whole = values if self.recording.finite else filled(values)
+            frame = self.scale(whole, self.recording.where(number))
+            yield number, self._times[number], frame if self.exact else shown(frame)
 
     def between(self, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
         """Frames shown from `start` to `end` (seconds), both included within half a frame."""
-        self._frames.exact = self.exact
-        yield from self._frames.between(start, end)
+        half = 0.5 / self.fps
+        for _, seconds, frame in self.pick(
+            n for n, t in enumerate(self._times) if start - half <= t <= end + half
+        ):
+            yield seconds, frame
 
     def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, np.ndarray]]:
-        """Every `stride`-th frame from the one shown at `start` (seconds)."""
-        self._frames.exact = self.exact
-        yield from self._frames.run(start, stride)
+        """Every `stride`-th frame from the one shown at `start` (seconds).
+
+        Raises:
+            OptionError: the recording ends before `start`.
+        """
+        first = shown_at(self.times(), start, self.fps, str(self.path))
+        for _, seconds, frame in self.pick(range(first, self.recording.count, stride)):
+            yield seconds, frame
 
     def sha256(self) -> str | None:
-        """Hash of the content."""
-        return None
+        """Hash of the content of the file; of a folder, of the names and contents in order."""
+        files = self.recording.files
+        if Path(self.stream.path).is_dir():
+            return hash_of(files)
+        with files[0].open("rb") as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -83,6 +153,14 @@ class MeasuredFrames:
         self.close()
 
 
+def check_options(stream: Stream, kind: str, known: Iterable[str]) -> None:
+    """Raise OptionError for an option that means nothing to what is there."""
+    able = sorted(known)
+    for option in stream.given():
+        if option not in able and option not in PAIRING:
+            raise OptionError(f"{stream.path}: {option}= means nothing to {kind}: it takes {', '.join(able)}")
+
+
 def bands_of(name: str, channels: int) -> tuple[str, ...]:
     """What the channels of a stream of that name are called: `lwir` has LWIR, `visible` R, G, B."""
     if name.lower() in VISIBLE and channels == 3:
@@ -90,3 +168,25 @@ def bands_of(name: str, channels: int) -> tuple[str, ...]:
     if not name:
         return unnamed(channels)
     return (name.upper(),) if channels == 1 else tuple(f"{name.upper()}{i}" for i in range(channels))
+
+
+def _bands(stream: Stream, recording: Recording) -> tuple[str, ...]:
+    if stream.bands and len(stream.bands) != recording.channels:
+        raise OptionError(
+            f"{stream.path}: bands={','.join(stream.bands)} names {len(stream.bands)}, but a pixel has"
+            f" {recording.channels} {'value' if recording.channels == 1 else 'values'}"
+        )
+    return stream.bands or bands_of(stream.name, recording.channels)
+
+
+def _moments(stream: Stream, recording: Recording, fps: float | None) -> tuple[tuple[float, ...], float]:
+    """Seconds of every frame, and the average rate."""
+    own = recording.times
+    if own:
+        if stream.fps is not None or (fps is not None and not stream.name):
+            raise OptionError(
+                f"{stream.path}: fps is for what has no times: the frames of {recording.kind} have their own"
+            )
+        return own, (len(own) - 1) / own[-1] if len(own) > 1 else recording.fps or 25.0
+    rate = stream.fps or fps or recording.fps or 25.0
+    return tuple(number / rate for number in range(recording.count)), rate

@@ -14,10 +14,8 @@ from torchvision.transforms import functional as tvf
 
 from tubelens.clip import Box, Source
 from tubelens.errors import OptionError
+from tubelens.video.display import LUMA
 from tubelens.video.frames import ArrayFrames, Frames
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of R, G and B in a grey band (BT.601)."""
 
 
 @dataclass(frozen=True)

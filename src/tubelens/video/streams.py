@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -90,18 +90,61 @@ def streams(source: str | os.PathLike[str]) -> tuple[Stream, ...]:
         OptionError: an option that there is not or that cannot be read, or names missing or given twice.
     """
     text = os.fspath(source)
-    if _there(text):
+    if is_plain(text) or _there(text):
         return (Stream(text),)
     parts = [_stream(part) for part in text.split("|")]
     names = [part.name for part in parts]
     if len(parts) > 1 and ("" in names or len({name.lower() for name in names}) < len(names)):
         raise OptionError(f"{text}: several streams need names of their own, as in visible=a.mp4|lwir=b/")
+    for option in ("offset", "homography", "fit"):
+        if option in parts[0].given():
+            raise OptionError(
+                f"{parts[0].path}: {option}= brings a stream to the first one, and this is the first: give it"
+                " to another"
+            )
     return tuple(parts)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text can be nothing but a path."""
+    return not {"=", "?", "|"} & set(text)
 
 
 def exists(source: str | os.PathLike[str]) -> bool:
     """Whether the files of all its streams are there."""
-    return all(_there(stream.path) for stream in streams(source))
+    return absent(source) is None
+
+
+def absent(source: str | os.PathLike[str]) -> str | None:
+    """The first file of a source that is not there, None where all are."""
+    files = (file for stream in streams(source) for file in (stream.path, stream.homography) if file)
+    return next((file for file in files if not _there(file)), None)
+
+
+def beneath(source: str, folder: str) -> str:
+    """The text with the relative paths of all its files taken from a folder."""
+    if is_plain(source) or _there(os.path.join(folder, source)):
+        return os.path.join(folder, os.path.normpath(source))
+    moved = [
+        replace(s, path=_beneath(s.path, folder), homography=_beneath(s.homography, folder))
+        for s in streams(source)
+    ]
+    return "|".join(map(str, moved))
+
+
+def source_name(source: str | os.PathLike[str]) -> str:
+    """What a source is called in titles: `walk.mp4`, or `visible walk.mp4 + lwir frames`."""
+    parts = _told(source)
+    return " + ".join(f"{part.name} {_last(part.path)}".strip() for part in parts)
+
+
+def source_stem(source: str | os.PathLike[str]) -> str:
+    """What files made of a source are named after: `walk`, or `visible+lwir_walk`."""
+    parts = _told(source)
+    last = Path(_last(parts[0].path))
+    own = (last.stem if Path(parts[0].path).is_file() else last.name) or "video"
+    names = "+".join(part.name for part in parts)
+    return f"{names}_{own}" if names else own
 
 
 def paired(*streams: Stream | str | os.PathLike[str], **named: Stream | str | os.PathLike[str]) -> str:
@@ -160,6 +203,23 @@ def _check(stream: Stream) -> None:
         raise OptionError(f"{stream.path}: dead is fill or error, not {stream.dead!r}")
 
 
+def _told(source: str | os.PathLike[str]) -> tuple[Stream, ...]:
+    """The streams; of a text that cannot be read, which is told elsewhere, one with all of it as its path."""
+    try:
+        return streams(source)
+    except OptionError:
+        return (Stream(os.fspath(source)),)
+
+
+def _beneath(path: str, folder: str) -> str:
+    return os.path.join(folder, os.path.normpath(path)) if path else ""
+
+
+def _last(path: str) -> str:
+    """The last part of a path; of `.` and the like, that of where it leads."""
+    return Path(path).name or Path(path).resolve().name
+
+
 def _there(text: str) -> bool:
     try:
         return Path(text).exists()
@@ -174,7 +234,9 @@ def _unnamed(stream: Stream | str | os.PathLike[str]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return (":" if isinstance(value[0], float) else ",").join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -69,10 +69,11 @@ class C3D(nn.Sequential):
         Raises:
             InputError: clips of another size than 16 frames of 112 x 112.
         """
-        if tuple(clips.shape[1:]) != TAKES:
+        bands = int(self.get_submodule("conv1").in_channels)  # type: ignore[arg-type]
+        if tuple(clips.shape[1:]) != (bands, *TAKES[1:]):
             c, t, h, w = clips.shape[1:]
             raise InputError(
-                f"C3D takes {TAKES[1]} frames of {TAKES[2]}x{TAKES[3]} in {TAKES[0]} bands, because of its"
+                f"C3D takes {TAKES[1]} frames of {TAKES[2]}x{TAKES[3]} in {bands} bands, because of its"
                 f" fully connected layers, got {t} of {h}x{w} in {c}"
             )
         x = clips

@@ -149,7 +149,7 @@ class ResNet3D(nn.Module):
             elif isinstance(module, Basic | Bottleneck):
                 nn.init.constant_(module.last.weight, blocks**-0.5)
 
-    def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
+    def forward(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
         """Logits of prepared clips, of any length and size."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(clips))))
         for number in range(1, len(WIDTHS) + 1):

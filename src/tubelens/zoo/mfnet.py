@@ -110,7 +110,7 @@ class MFNet3D(nn.Module):
             if isinstance(module, nn.Conv3d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
 
-    def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
+    def forward(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
         """Logits of normalised clips."""
         x = self.maxpool(self.conv1(clips))
         for name, *_ in STAGES:

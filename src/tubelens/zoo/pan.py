@@ -27,7 +27,7 @@ from tubelens.zoo.tsm import MEAN, STD, consensus, features, trunk
 
 ZHANG = "Zhang et al., PAN: Towards Fast Action Recognition via Learning Persistence of Appearance, 2020"
 Kind = Literal["rgb", "pa", "lite"]
-Frames = list[Float[Tensor, "b s 3 h w"]]
+Frames = list[Float[Tensor, "b s c h w"]]
 """Normalised frames of a clip by their place in the snippet: the first of every segment, the second, ..."""
 SNIPPET = 4  # consecutive frames in a segment
 CHANNELS: dict[Kind, int] = {"rgb": 3, "pa": SNIPPET - 1, "lite": 3 + SNIPPET - 1}
@@ -117,8 +117,14 @@ class PAN(nn.Module):
         Raises:
             InputError: the frames do not divide into segments.
         """
-        snippets = in_snippets(frames, 1 if self.kind == "rgb" else SNIPPET)
+        snippets = in_snippets(frames, 1 if self.kind == "rgb" else SNIPPET, self.bands)
         return self.classify(self.see(snippets), snippets[0].shape[1])
+
+    @property
+    def bands(self) -> int:
+        """Of a frame."""
+        first = self.base_model.conv1 if self.kind == "rgb" else self.PA.shallow_conv
+        return int(first.in_channels)
 
     def see(self, snippets: Frames) -> Float[Tensor, "n d i j"]:
         """Features of the last stage, one row a segment."""
@@ -158,9 +164,9 @@ class Full(nn.Module):
         Raises:
             InputError: the frames do not divide into segments.
         """
-        snippets = in_snippets(frames, SNIPPET)
+        snippets = in_snippets(frames, SNIPPET, self.pa.bands)
         segments = snippets[0].shape[1]
-        single = frames.unflatten(1, (-1, 3))[:, nearest_frames(segments)]
+        single = frames.unflatten(1, (-1, self.pa.bands))[:, nearest_frames(segments)]
         seen = [self.rgb.see([single]), self.pa.see(snippets)]
         rgb, pa = self.both(torch.cat(seen, dim=1)).split(WIDTH, dim=1)
         return (self.rgb.classify(rgb, segments) + self.pa.classify(pa, segments)) / 2
@@ -175,18 +181,18 @@ def nearest_frames(segments: int) -> list[int]:
     return [SNIPPET * x + round((x + 0.5) * (SNIPPET - 1) / segments) for x in range(segments)]
 
 
-def in_snippets(frames: Float[Tensor, "b tc h w"], snippet: int) -> Frames:
+def in_snippets(frames: Float[Tensor, "b tc h w"], snippet: int, bands: int = 3) -> Frames:
     """The first frame of every segment, the second of every segment, and so on.
 
     Raises:
         InputError: the frames do not divide into segments of `snippet`.
     """
-    if frames.shape[1] % (3 * snippet):
+    if frames.shape[1] % (bands * snippet):
         raise InputError(
             f"PAN takes {snippet} consecutive frames a segment: give a multiple of {snippet} frames,"
-            f" not {frames.shape[1] / 3:g}"
+            f" not {frames.shape[1] / bands:g}"
         )
-    every = frames.unflatten(1, (-1, 3))
+    every = frames.unflatten(1, (-1, bands))
     return [every[:, j::snippet] for j in range(snippet)]  # strides, which where a cell looks can follow
 
 

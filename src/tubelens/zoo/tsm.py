@@ -102,8 +102,9 @@ class TSM(nn.Module):
 
     def forward(self, frames: Float[Tensor, "b tc h w"]) -> Float[Tensor, "_ k"]:  # a hook may add rows
         """Logits of normalised frames `(segment, band)`, stacked along the channels."""
-        segments = frames.shape[1] // 3
-        x = features(self.base_model, frames.reshape(-1, 3, *frames.shape[2:]), segments)
+        bands = self.base_model.conv1.in_channels
+        segments = frames.shape[1] // bands
+        x = features(self.base_model, frames.reshape(-1, bands, *frames.shape[2:]), segments)
         return consensus(self.base_model, self.new_fc, x, segments)
 
 

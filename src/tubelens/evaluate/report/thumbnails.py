@@ -20,7 +20,7 @@ from tubelens.evaluate.report.videos import frames_of
 from tubelens.explanation import Explanation
 from tubelens.render.compose import look
 from tubelens.render.paper import Row, pictures_of
-from tubelens.render.source import Moments
+from tubelens.render.source import Moments, fitted
 from tubelens.video import Frames
 
 SIDE = 240
@@ -127,9 +127,7 @@ def _picture(
 
 def middle(explanation: Explanation, video: Frames) -> np.ndarray:
     """The frame in the middle of the explained span with its heat, `(h, w, 3)` uint8; closes the video."""
-    h, w = explanation.source.size
-    share = min(1.0, SIDE / max(h, w))
-    size = (max(1, round(h * share)), max(1, round(w * share)))
+    size = fitted(explanation.source.size, 1, SIDE)
     with video:
         shown = Moments.of(video, [explanation]).spread(1)
         drawn = pictures_of(

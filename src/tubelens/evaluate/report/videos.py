@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from tubelens.clip import Source
-from tubelens.errors import TubelensError, VideoError
+from tubelens.errors import OptionError, TubelensError, VideoError
 from tubelens.planted import generate
 from tubelens.render.source import open_source
-from tubelens.video import Frames
+from tubelens.video import Frames, exists, streams
+from tubelens.video.streams import beneath
 
 PLANTED = re.compile(r"planted:(?P<task>[a-z_]+)(?P<options>(?:,[a-z]+=\d+)*)#(?P<seed>\d+)")
 """The key of a clip with planted evidence: from it, the same pixels are painted again."""
@@ -41,11 +43,11 @@ def frames_of(name: str, source: Source, stored: str | None = None, data: str | 
         raise VideoError("the clip came as an array, which a run does not keep")
     refused: TubelensError | None = None
     for path in _places(name, source.path, stored, data):
-        if path.exists():
-            try:
-                return open_source(replace(source, path=str(path)))
-            except TubelensError as error:
-                refused = error
+        try:
+            if exists(path):
+                return open_source(replace(source, path=path))
+        except TubelensError as error:
+            refused = error
     if refused is not None:
         raise refused
     where = f"nor in {data}" if data is not None else "give the folder of the videos with --data"
@@ -54,15 +56,18 @@ def frames_of(name: str, source: Source, stored: str | None = None, data: str | 
     )
 
 
-def _places(name: str, path: str, stored: str | None, data: str | Path | None) -> Iterator[Path]:
-    yield Path(path)
+def _places(name: str, path: str, stored: str | None, data: str | Path | None) -> Iterator[str]:
+    yield path
     if stored is not None:
-        yield Path(stored)
+        yield stored
     if data is not None:
         for tail in dict.fromkeys((path, name)):
             if not os.path.isabs(tail):
-                yield Path(data) / tail
-        yield from _named(str(data)).get(Path(path).name, ())
+                with suppress(OptionError):  # a name that looks like options, and is none
+                    yield beneath(tail, str(data))
+        one, *others = streams(path)
+        for found in _named(str(data)).get(Path(one.path).name, ()) if not others else ():
+            yield str(replace(one, path=str(found)))
 
 
 @lru_cache(maxsize=2)
