@@ -42,6 +42,10 @@ Written by `make bench-tasks`. A task is a way in which evidence can be hidden; 
 | honest, shortcut | on the same clips, the direction of an object, and the colour of a mark |
 | whitebox | boxes that a formula reads, each with known Shapley and Banzhaf values |
 
+The networks are in the package: `tl.load_model("planted_order")`, `planted_transient`, `planted_infrared`,
+`planted_xor`, `planted_honest` and `planted_shortcut`; that of `key` and `dir` is `bundled`.
+`tubelens evaluate planted:xor` takes the task's own where no `--model` is given.
+
 Each task has its network, and {clips} clips of fresh seeds count: those which the network gets right, whose
 probability falls by .5 or more without the evidence, and by no more than .05 without the other objects. The
 target is the true class. Every map is compared at clip resolution with the voxels that decide. ± is half of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 NAMES = (
     *("upsampling", "tubes_cost", "cam_cost", "rise_cost", "rise_estimator"),
-    *("planted_table", "long_video", "models_cost", "curves_cost", "million_rows"),
+    *("planted_table", "long_video", "models_cost", "curves_cost", "million_rows", "bands"),
 )
 """`planted_methods` and `planted_bench` take long and have targets of their own (`make bench-planted`,
 `make bench-tasks`)."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -129,7 +130,7 @@ def labelled() -> tl.TorchModel:
     return tl.wrap(Small().eval(), frames=8, size=24, labels=["run", "walk_dog", "swim", "swing", "run up"])
 
 
-def test_targets_as_a_user_writes_them():
+def test_targets_as_a_user_writes_them(monkeypatch: pytest.MonkeyPatch):
     model = labelled()
     scores = torch.tensor([[0.1, 3.0, -1.0, 2.0, 0.0]])
     cases = {
@@ -158,6 +159,13 @@ def test_targets_as_a_user_writes_them():
         resolve_targets(model, tl.Contrast(0, 7), scores)
     with pytest.raises(TargetError, match="no target given"):
         resolve_targets(model, [], scores)
+    for index in (np.int64(1), torch.tensor(1)):
+        assert (
+            resolve_targets(model, index, scores) == resolve_targets(model, [index], scores) == [tl.Logit(1)]
+        )
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without
+    with pytest.raises(TargetError, match=r"a target is a label.*, not 2\.5"):
+        resolve_targets(model, 2.5, scores)
 
 
 def test_explain_gives_one_or_a_list():

@@ -273,6 +273,21 @@ USAGE = {
     "frames to nowhere": Case("frames good.mp4", ("frames", "--out", "--help")),
     "layers of nothing": Case("layers", ("layers", "MODEL", "--help")),
     "two videos where one is asked": Case("predict good.mp4 also.mp4 TINY", ("also.mp4",)),
+    "streams side by side": Case(
+        "predict visible=good.mp4 ir=also.mp4 TINY",
+        ("are streams of one scene", '"visible=good.mp4|ir=also.mp4"', "--input"),
+    ),
+    "a range that is the source's": Case(
+        "explain good.mp4 TINY --range 0:1",
+        ("has no option --range", "the source, as in PATH?range="),
+    ),
+    "palette that is none": Case(
+        "explain good.mp4 TINY --palette thermal",
+        ("--palette thermal: must be one of white-hot, black-hot, inferno, iron (",),
+    ),
+    "palette nearly right": Case(
+        "explain good.mp4 TINY --palette infern0", ("iron (did you mean 'inferno'?)",)
+    ),
     "unknown method": Case(
         f"explain good.mp4 --method tube {MP4}", ("unknown method 'tube'", "did you mean 'tubes'")
     ),

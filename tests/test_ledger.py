@@ -23,7 +23,7 @@ from tubelens.errors import OptionError, ScoreError, TargetError
 from tubelens.evaluate.planted_models import planted_model
 from tubelens.fill import FILLS, Noise
 from tubelens.ledger import FLAT, Terms, ledger, ledgers, tubes_of
-from tubelens.model import BlackBox
+from tubelens.model import BlackBox, TorchModel
 from tubelens.planted import PlantedClip, generate
 from tubelens.render import ledger_figure
 from tubelens.render.paper import pixels
@@ -348,6 +348,8 @@ def test_targets_as_a_user_writes_them():
     assert ledger(box(output="sigmoid"), video, 1).score == "logit"
     assert (named.model, named.weights, named.video) == ("mixed", "as given", "an array")
     assert named.fill == "Mean()"
+    for index in (np.int64(2), torch.tensor(2)):
+        assert ledger(f, video, index).target == Logit(2)
     with pytest.raises(TargetError, match="unknown label 'jog'"):
         ledger(f, video, "jog")
     with pytest.raises(TargetError, match="class 3 is out of range"):
@@ -401,6 +403,10 @@ def test_bad_clips_and_maps():
         ({"fill": "man"}, "no fill 'man'"),
         ({"volume": 1.0}, "volume is the share"),
         ({"tubes": -1}, "tubes must be at least 0"),
+        ({"tubes": 2.5}, "tubes must be at least 0, a whole number, not 2.5"),
+        ({"of": 2.5}, "or of explanations of one class, not of float 2.5"),
+        ({"of": torch.rand(3)}, "or of explanations of one class, not of Tensor"),
+        ({"groups": "RGB|IR|"}, "has one without a name: write them as in RGB"),
         ({"groups": 5}, "groups are names of bands"),
         ({"score": "p"}, "score is one of prob, logit"),
         ({"seed": -1}, "a seed is a whole number"),
@@ -435,6 +441,30 @@ def kept() -> Ledger:
         forwards=7,
         notes=("mind this",),
     )
+
+
+def test_the_title_of_a_contrast_names_the_predicted_class_where_it_is_another():
+    found = replace(kept(), target=Contrast(0, 1), label="alike rather than unlike")
+    assert found.title == "alike rather than unlike p=0.90"
+    other = replace(found, label="unlike rather than alike")
+    assert other.title == "unlike rather than alike p=0.90 (predicted: alike p=0.95)"
+
+
+def test_at_a_lower_precision_every_coalition_is_rounded_alike():
+    """A band that the network does not look at brings exactly nothing, also rounded."""
+    video, net = lit(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 144, 3))
+    with torch.no_grad():
+        net[1].weight.view(3, 4, 144)[:, 3] = 0
+        net[1].bias += 100
+    model = TorchModel(net.eval(), lambda x: x.clone(), name="linear")
+    low, full = (
+        ledger(model, video, 1, fill="black", run=Run(precision=p, pilot=False)) for p in ("bf16", "fp32")
+    )
+    (whole,), (exact,) = low.regions, full.regions
+    assert full.players[-1] == "IR"
+    assert (whole.shapley[-1], exact.shapley[-1]) == (0, pytest.approx(0, abs=1e-4))
+    assert whole.values[-1] != exact.values[-1]
+    assert (low.forwards, full.forwards) == (5, 4)
 
 
 def test_the_table():

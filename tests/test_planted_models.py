@@ -85,7 +85,7 @@ def test_the_weights_in_the_package_are_those_of_the_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_what_a_model_says_about_itself(name: str) -> None:
     model, clip = network(name), clips(name)[0]
-    assert (model.name, model.weights, model.labels) == (f"planted-{name}", "bundled", labels(clip.task))
+    assert (model.name, model.weights, model.labels) == (f"planted_{name}", "bundled", labels(clip.task))
     assert (model.spec.frames, model.spec.size, model.spec.bands) == (16, (32, 32), clip.bands)
     assert not model.module.training
     assert not any(p.requires_grad for p in model.module.parameters())
@@ -229,7 +229,7 @@ def test_a_damaged_file_is_trained_again(tmp_path: Path, damage: str) -> None:
     )
     assert len(steps) == 3
     assert len(path.read_bytes()) == len(whole)
-    assert model.name == "planted-order"
+    assert model.name == "planted_order"
 
 
 def test_training_that_is_cut_short_leaves_nothing(tmp_path: Path) -> None:

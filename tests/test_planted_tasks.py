@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -56,7 +57,9 @@ def test_what_a_clip_says_about_itself(task: Task) -> None:
     clip, kind = generate(3, task), KINDS[task]
     side = 64 if task in TASKS else 32
     assert clip.pixels.shape == (len(clip.bands), 16, side, side)
-    assert clip.bands == (("R", "G", "B", "IR") if task in ("infrared", "xor", "spectra") else ("R", "G", "B"))
+    assert clip.bands == (
+        ("R", "G", "B", "IR") if task in ("infrared", "xor", "spectra") else ("R", "G", "B")
+    )
     assert clip.pixels.dtype == torch.float32
     assert 0 <= float(clip.pixels.min()) < float(clip.pixels.max()) <= 1
     assert torch.equal(clip.pixels, generate(3, task, label=clip.label).pixels)
@@ -99,6 +102,16 @@ def test_labels_of_the_first_two_tasks_are_numbered_together() -> None:
 def test_options_that_mean_nothing(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         generate(0, **options)
+
+
+def test_arguments_in_the_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without
+    with pytest.raises(
+        OptionError, match="a seed is a whole number, not 'infrared': it comes before the task"
+    ):
+        generate("infrared", 900)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="unknown task 900: one of key"):
+        generate(7, 900)  # type: ignore[arg-type]
 
 
 def test_parts_that_a_task_does_not_have() -> None:
@@ -308,7 +321,7 @@ def test_the_mark_says_nothing_about_the_direction() -> None:
 def test_two_networks_look_at_the_same_pixels_for_different_things() -> None:
     for seed in range(6):
         clip = generate(seed, "shortcut", label=1, mark=2)
-        seen = clip.evidence_for("planted-shortcut")
+        seen = clip.evidence_for("planted_shortcut")
         assert torch.equal(seen.pixels, clip.pixels)
         assert (clip.label, seen.label, clip.mark, seen.mark) == (1, 2, 2, 2)
         assert torch.equal(seen.truth, clip.shortcut)

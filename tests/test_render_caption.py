@@ -29,6 +29,10 @@ def test_line_says_target_probability_and_prediction():
     assert said.line == "surfing water  p=0.62 · predicted: kayaking p=0.31"
     same = caption_of(explain(zeros, label="kayaking", prob=0.31, predicted=(("kayaking", 0.31),)))
     assert same.line == "kayaking  p=0.31 · predicted"
+    for label in ("kayaking rather than surfing", "kayaking · IR"):
+        assert caption_of(explain(zeros, label=label, predicted=(("kayaking", 0.31),))).top
+    other = caption_of(explain(zeros, label="kayaking rather than surfing", predicted=(("surfing", 0.31),)))
+    assert (other.top, other.predicted) == (False, ("surfing", 0.31))
     assert caption_of(explain(zeros, label="a", prob=float("nan"), predicted=())).line == "a"
 
 

@@ -8,6 +8,7 @@ import pytest
 from tubelens.clip import Box
 from tubelens.errors import OptionError
 from tubelens.render import colour
+from tubelens.render.palettes import PALETTES, heat_on, palette
 
 RNG = np.random.default_rng(0)
 FRAME = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -103,6 +104,20 @@ def test_contour_lies_on_the_iso_line_and_nowhere_else():
     # closed: every ray from the centre meets it
     angles = np.round(np.degrees(np.arctan2(y - 50, x - 50)[drawn[..., 0] > 140]) / 6)
     assert len(np.unique(angles)) >= 60
+
+
+@pytest.mark.parametrize("name", PALETTES)
+def test_a_contour_is_opaque_and_its_casing_thin(name):
+    """One-pixel lines at every place between two pixels, over all colours of a palette."""
+    y, x = np.mgrid[0:240, 0:256].astype(float)
+    picture = np.broadcast_to(palette(name), (240, 256, 3)).copy()
+    heat = (0.4 + (y - 40 - x / 16) / 300).astype(np.float32)  # level 0.4 at y = 40 + x / 16
+    drawn = colour.contour_tube(picture, heat, heat_on(name), at=(0.4,))
+    ink = heat_on(name)[102].astype(int)
+    changed = (drawn != picture).any(axis=2)
+    assert changed.sum(axis=0).max() <= 4  # the line and on either side its casing
+    column = np.abs(drawn.astype(int) - ink).max(axis=2).min(axis=0)
+    assert column.max() <= 1  # in every column one pixel has the colour itself
 
 
 def test_the_edge_of_the_crop_is_no_contour():

@@ -12,8 +12,18 @@ from tests.test_render_helpers import decoded, explain, picture, stack, video
 from tubelens.clip import Box, Clip
 from tubelens.errors import OptionError, VideoError
 from tubelens.render import colour, frames
-from tubelens.render.compose import Drawing, look
-from tubelens.render.source import fitted, open_source
+from tubelens.render.caption import (
+    Caption,
+    _arranged,
+    caption_of,
+    draw_bar,
+    draw_strip,
+    footing,
+    strip_rows,
+)
+from tubelens.render.compose import Drawing
+from tubelens.render.look import look
+from tubelens.render.source import fitted, open_source, over_time
 
 PLAIN = {"caption": False, "strip": False}
 
@@ -104,13 +114,15 @@ def test_a_constant_map_is_cold_everywhere():
 
 
 def test_frames_of_a_file_keep_size_count_and_times(tmp_path):
-    path = video(tmp_path / "v.mp4", n=15, rate=7)
-    why = explain(torch.rand(2, 3, 3), path=path, times=tuple(i / 7 for i in range(15)), fps=7.0)
+    path = video(tmp_path / "v.mp4", n=15, rate=7, size=(240, 320))
+    times = tuple(i / 7 for i in range(15))
+    why = explain(torch.rand(2, 3, 3), path=path, size=(240, 320), times=times, fps=7.0)
     drawn = list(frames(why))
     originals, times = decoded(path)
     assert [s for s, _ in drawn] == pytest.approx(times, abs=1e-6)
-    assert {f.shape for _, f in drawn} == {(72, 120, 3)}
-    cold = list(frames(explain(torch.ones(2, 3, 3), path=path, times=tuple(times), fps=7.0), **PLAIN))
+    assert {f.shape for _, f in drawn} == {(240, 320, 3)}
+    why = explain(torch.ones(2, 3, 3), path=path, size=(240, 320), times=tuple(times), fps=7.0)
+    cold = list(frames(why, **PLAIN))
     assert all(np.abs(f.astype(int) - o).max() <= 4 for (_, f), o in zip(cold, originals, strict=True))
 
 
@@ -158,17 +170,87 @@ def test_explanations_of_different_videos_do_not_mix():
 
 
 def test_caption_and_strip_stay_inside_and_can_be_left_out():
-    array = stack(size=(120, 200))
-    why = explain(torch.zeros(2, 3, 3), array=array, size=(120, 200))
+    array = stack(size=(240, 320))
+    why = explain(torch.zeros(2, 3, 3), array=array, size=(240, 320))
     (_, full), *_ = frames(why)
     (_, plain), *_ = frames(why, **PLAIN)
     (_, only_strip), *_ = frames(why, caption=False)
-    assert full.shape == plain.shape == (120, 200, 3)
+    assert full.shape == plain.shape == (240, 320, 3)
     assert np.array_equal(plain, array[0])
-    assert np.array_equal(full[:70], array[0][:70])
-    assert not np.array_equal(full[-20:], array[0][-20:])
-    assert np.array_equal(only_strip[:-5], array[0][:-5])
-    assert not np.array_equal(only_strip[-5:], array[0][-5:])
+    assert np.array_equal(full[:190], array[0][:190])
+    assert not np.array_equal(full[-20:-10], array[0][-20:-10])
+    assert np.array_equal(only_strip[:-10], array[0][:-10])
+    assert not np.array_equal(only_strip[-10:], array[0][-10:])
+
+
+SAID = Caption("surfing water", 0.62, ("kayaking", 0.31))
+
+
+@pytest.mark.parametrize("size", [(72, 120), (112, 150), (120, 160)])
+def test_below_a_low_picture_nothing_is_left_out_and_nothing_hidden(size):
+    """Two lines would hide up to a third of it: they stand below, and so does the strip."""
+    array = stack(size=size)
+    why = explain(torch.rand(2, 3, 3), array=array, size=size, predicted=(("kayaking", 0.31),))
+    (_, full), *_ = frames(why)
+    (_, plain), *_ = frames(why, **PLAIN)
+    h, w = size
+    assert np.array_equal(full[:h], plain)
+    foot = full[h:].copy()
+    feet = footing([SAID], 1.1, size, strip=True, below=True)
+    assert len(foot) == feet.rows == feet.bar + strip_rows(h)
+    wanted = np.zeros_like(full)
+    draw_strip(wanted, over_time(why, [i / 10 for i in range(12)]), 0, colour.lut("turbo"), below=h)
+    assert draw_bar(wanted, SAID, 0.0, 1.1, size=feet.size, below=h) == feet.bar
+    assert np.array_equal(foot, wanted[h:])
+    (_, only_strip), *_ = frames(why, caption=False)
+    assert only_strip.shape[0] == h  # it hides a 25th
+    lines = _arranged(SAID, "1.10 s", w, h, feet.size, below=True)[1]
+    assert "".join(text for text, _, _ in lines[-1]).endswith("predicted: kayaking p=0.31")
+
+
+def test_clear_focus_has_an_opaque_foot():
+    why = explain(torch.rand(2, 3, 3), array=stack())
+    (_, frame), *_ = frames([why, why], "focus", rgba=True, beside=True)
+    assert frame.shape[1:] == (360, 4)
+    assert (frame[72:, :, 3] == 255).all()
+    assert frame[:72, 120:240, 3].min() < 200
+
+
+def test_all_columns_have_letters_of_one_size_and_feet_of_one_height():
+    array = stack(size=(240, 320))
+    many = [
+        explain(torch.rand(2, 3, 3), array=array, size=(240, 320), label=label)
+        for label in ("short", "a label of so many letters that it is written small")
+    ]
+    with Drawing(many, look(beside=True, strip=False)) as drawing:
+        small = drawing._footing.size
+        alone = [Drawing(e, look())._footing.size for e in many]
+        assert alone[0] > alone[1] == small
+        (_, frame), *_ = drawing
+    for i, e in enumerate(many):
+        wanted = np.zeros((240, 320, 3), np.uint8)
+        rows = draw_bar(wanted, caption_of(e), 0.0, 1.1, size=small)
+        bar = frame[-rows:, 320 * (i + 1) + 1 : 320 * (i + 2)]
+        ink = (wanted[-rows:, 1:] > 120).all(axis=2)
+        assert ink.sum() > 100
+        assert (bar[ink] > 120).all()
+    array = stack()
+    low = [explain(torch.rand(2, 3, 3), array=array, label=x) for x in ("a", "a longer label")]
+    with Drawing(low, look(beside=True)) as drawing:
+        for _, frame in drawing:
+            assert frame.shape[:2] == drawing.size == (72 + drawing._footing.rows, 360)
+
+
+def test_fit_counts_what_stands_below():
+    why = explain(torch.rand(2, 3, 3), array=stack(size=(120, 160)), size=(120, 160))
+    for fit, below in ((160, True), (140, True), (60, False)):
+        with Drawing([why] * 2, look(), fit=2 * fit) as drawing:
+            assert max(drawing.size) <= 2 * fit
+            assert bool(drawing._footing.rows) is below
+    tall = explain(torch.rand(2, 3, 3), array=stack(size=(160, 120)), size=(160, 120))
+    for fit in (160, 120, 100):
+        with Drawing(tall, look(), fit=fit) as drawing:
+            assert 0.75 * fit < max(drawing.size) <= fit
 
 
 @pytest.mark.parametrize(("kind", "share"), [("grey", 1), ("float", 3), ("four bands", 4)])

@@ -32,12 +32,13 @@ def test_every_drawing_is_registered():
 
 
 def test_mp4_has_the_size_the_frames_and_the_times_of_the_source(tmp_path):
-    path = video(tmp_path / "v.mp4", n=14)
-    why = explain(bump(), path=path, times=(0.2, 0.5, 0.8, 1.1), span=(0.2, 1.1))
+    size = (240, 320)
+    path = video(tmp_path / "v.mp4", n=14, size=size)
+    why = explain(bump(), path=path, size=size, times=(0.2, 0.5, 0.8, 1.1), span=(0.2, 1.1))
     said = []
     out = why.save(tmp_path / "sub" / "why.mp4", progress=lambda done, total: said.append((done, total)))
     drawn, times = decoded(out)
-    assert {f.shape for f in drawn} == {(72, 120, 3)}
+    assert {f.shape for f in drawn} == {(240, 320, 3)}
     assert times == pytest.approx([i / 10 for i in range(10)], abs=1e-3)
     assert said == [(i, 10) for i in range(1, 11)]
     expected = np.stack([f for _, f in frames(why)]).astype(float)
@@ -91,8 +92,11 @@ def test_gif_shrinks_to_480_and_plays_at_the_source_rate(tmp_path):
         first = np.asarray(gif.convert("RGB")).astype(float)
     (_, wanted), *_ = frames(why, fit=480)
     assert np.abs(first - wanted).mean() < 8
-    with Image.open(why.save(tmp_path / "b.gif", fit=100)) as gif:
+    with Image.open(why.save(tmp_path / "b.gif", fit=100, caption=False)) as gif:
         assert gif.size == (100, 50)
+    with Image.open(why.save(tmp_path / "c.gif", fit=100)) as gif:
+        assert gif.width == 100
+        assert 65 < gif.height < 90  # words below so low a picture
 
 
 def test_folder_holds_each_frame_and_the_numbers(tmp_path):
@@ -116,7 +120,7 @@ def test_columns_with_other_explanations(tmp_path):
     array = stack()
     a, b = explain(bump(), array=array), explain(bump(1), array=array, label="kayaking")
     drawn, _ = decoded(a.save(tmp_path / "ab.mp4", with_=[b], beside=True))
-    assert drawn[0].shape == (72, 360, 3)
+    assert drawn[0].shape[1:] == (360, 3)
     info = json.loads((draw([a, b], tmp_path / "ab") / "info.json").read_text())
     assert [e["label"] for e in info["explanations"]] == ["surfing water", "kayaking"]
 
@@ -124,9 +128,15 @@ def test_columns_with_other_explanations(tmp_path):
 def test_odd_sides_are_written(tmp_path):
     why = explain(bump(), array=stack(size=(73, 121)), size=(73, 121))
     for name in ("a.mp4", "a.webm", "a.gif", "a.png", "a"):
-        assert why.save(tmp_path / name).exists()
+        assert why.save(tmp_path / name, **({} if name == "a.png" else PLAIN)).exists()
     drawn, _ = decoded(tmp_path / "a.webm")
     assert drawn[0].shape == (73, 121, 3)
+    (_, frame), *_ = frames(why)  # words below: an even height or an odd one
+    for name in ("b.mp4", "b.webm", "b.gif"):
+        drawn, _ = decoded(why.save(tmp_path / name))
+        h, w = drawn[0].shape[:2]
+        assert (h - frame.shape[0], w - 121) in ((0, 0), (0, 1), (1, 1))
+        assert h % 2 == w % 2 == 0 or name != "b.mp4"
 
 
 def test_wrong_options_leave_nothing_behind(tmp_path):

@@ -13,8 +13,9 @@ from tubelens.agreement import agreement
 from tubelens.explanation import Explanation
 from tubelens.render import figure, frames
 from tubelens.render.arrange import arrange, correlation, network_names
-from tubelens.render.compose import Drawing, look
+from tubelens.render.compose import Drawing
 from tubelens.render.heads import Head, bands, heads
+from tubelens.render.look import look
 from tubelens.render.paper import pixels
 
 PLAIN = {"caption": False, "strip": False}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from tests.test_render_helpers import explain
 from tubelens.errors import OptionError
 from tubelens.render import colour, frames
-from tubelens.render.compose import look
+from tubelens.render.look import look
 from tubelens.render.palettes import PALETTES, heat_on, luma, overlaid, palette, tinted
 from tubelens.render.spectra import View
 from tubelens.video import VideoSink
@@ -18,6 +20,8 @@ from tubelens.video import VideoSink
 PLAIN = {"caption": False, "strip": False}
 LEGIBLE = 20
 """CIEDE2000 between a picture under hot heat and the bare picture; 2.3 is just noticeable."""
+APART = 12
+"""CIEDE2000 between the colours that two palettes have for one level, on average over the levels."""
 RNG = np.random.default_rng(1)
 
 
@@ -32,18 +36,27 @@ def test_lightness_never_turns(name):
     assert abs(lightness(palette(name))[[0, -1]]).max() > 95  # the whole range is used
 
 
-def test_iron_runs_from_black_over_indigo_magenta_orange_yellow_to_white():
+def test_iron_runs_from_black_over_blue_violet_red_orange_yellow_to_white():
     iron = palette("iron").astype(int)
     assert (iron[0].tolist(), iron[255].tolist()) == ([0, 0, 0], [255, 255, 255])
-    red, green, blue = iron[38]
-    assert blue > 2 * red > 4 * green
-    red, green, blue = iron[89]
+    red, green, blue = iron[31]
+    assert blue > 5 * max(red, green)
+    red, green, blue = iron[71]
     assert min(red, blue) > 5 * green
-    red, green, blue = iron[184]
+    red, green, blue = iron[110]
+    assert red > 2.5 * max(green, blue)
+    red, green, blue = iron[150]
     assert red > 1.5 * green > 5 * blue
-    red, green, blue = iron[222]
+    red, green, blue = iron[206]
     assert min(red, green) > 4 * blue
     assert (np.diff(lightness(palette("iron"))) > 0).all()
+
+
+def test_no_two_palettes_are_taken_for_each_other():
+    """Level by level, on average five just noticeable differences apart."""
+    for a, b in combinations(PALETTES, 2):
+        apart = deltaE_ciede2000(*(rgb2lab(palette(name)[None] / 255) for name in (a, b)))
+        assert apart.mean() > APART, (a, b)
 
 
 def test_a_palette_colours_the_grey_level_by_level():

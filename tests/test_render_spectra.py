@@ -12,19 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
+import tubelens as tl
 from tests.cli.commands import done, tubelens
+from tests.test_api import labelled
 from tests.test_render_helpers import decoded, explain
+from tests.videos import write_video
 from tubelens.clip import Box
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
 from tubelens.render import draw, figure, frames
-from tubelens.render.compose import Drawing, look
+from tubelens.render.compose import Drawing
+from tubelens.render.look import look
 from tubelens.render.palettes import heat_on, overlaid, palette
 from tubelens.render.source import enlargement, fitted, open_source
-from tubelens.render.spectra import band_maps, layers, views
+from tubelens.render.spectra import View, band_maps, check_spectra, layers, untinted, views
 from tubelens.video import VideoSink
 
 PLAIN = {"caption": False, "strip": False}
+OWN = "own heat · same scale for all bands"
 H, W, N = 72, 96, 12
 
 
@@ -95,6 +100,32 @@ def test_first_a_name_and_the_overlay(scene) -> None:
     assert near(drawn_of(cold(swapped), spectra="overlay")[3], overlaid(visible[3], tinted[3]))  # on visible
     original, hot = drawn_of(cold(swapped), beside=True, spectra="first")[0], grey[0][..., None]
     assert near(original[:, :W], hot, 1)
+
+
+def test_capitals_do_not_matter_and_a_band_stands_for_its_picture(scene) -> None:
+    text, visible, grey = scene
+    for name in ("LWIR", "Lwir", "lwir"):
+        assert near(drawn_of(cold(text), spectra=name)[0], grey[0][..., None], 1)
+    for name in ("rgb", "G", "VISIBLE"):
+        assert near(drawn_of(cold(text), spectra=name)[0], visible[0])
+    thermal = text.replace("lwir=", "thermal=") + "&bands=LWIR"
+    assert near(drawn_of(cold(thermal), spectra="lwir")[0], grey[0][..., None], 1)
+    over = drawn_of(cold(text), spectra="Overlay", style="contour")
+    assert np.array_equal(over, drawn_of(cold(text), spectra="overlay", style="contour"))
+    shown = (View("a", table=palette("iron")),)
+    assert np.array_equal(look(spectra="Overlay").on(shown).colours, heat_on("iron"))
+    check_spectra(text, "RGB")
+    check_spectra(thermal, "lwir")
+    with pytest.raises(OptionError, match="unknown spectra 'lwr'"):
+        check_spectra(text, "lwr")
+
+
+def test_whether_a_palette_changes_anything(scene) -> None:
+    why = cold(scene[0])
+    found = [untinted([why], "iron", which) for which in ("each", "lwir", "overlay", "visible", "first")]
+    assert found == [False, False, False, True, True]
+    assert not untinted([why], None, "visible")
+    assert not untinted([why], "white-hot", "visible")  # the picture as it is
 
 
 def test_what_there_is_not_is_refused(scene, tmp_path: Path) -> None:
@@ -173,19 +204,20 @@ def test_bands_of_one_picture_are_summed_and_captions_say_whose_map_it_is(scene)
                 max(float(m.max()) for m in (*maps.values(), values)),
             )
         )
-        assert (visible.said, infrared.said) == ("only RGB, one scale", "only LWIR, one scale")
+        assert (visible.said, infrared.said) == (f"RGB's {OWN}", f"LWIR's {OWN}")
         whole = layers(cold(text), shown)
         assert [layer.said for layer in whole] == ["", ""]
         (over,) = layers(why, views(video, [why], range(N), "overlay"))
         assert over.explanation is why
         mixed = of_bands(text, **{"RGB+LWIR": maps["R"], "G": maps["G"]})
-        assert [layer.said for layer in layers(mixed, shown)] == ["only G, one scale", "all bands"]
+        assert [layer.said for layer in layers(mixed, shown)] == [f"G's {OWN}", "all bands"]
         assert layers(mixed, shown)[1].explanation is mixed
     with Drawing(why, look()) as drawing:
         ((left, right),) = drawing._captions
-    assert left.line == "visible · surfing water  p=0.62 · only RGB, one scale · predicted: kayaking p=0.71"
+    assert left.line == f"visible · surfing water  p=0.62 · RGB's {OWN} · predicted: kayaking p=0.71"
+    assert left.brief == "RGB's own heat · predicted: kayaking p=0.71"  # where there is less room
     assert right.label == "lwir · surfing water"
-    assert right.note == "only LWIR, one scale"
+    assert right.note == f"LWIR's {OWN}"
 
 
 def test_the_common_limits_are_those_of_the_maps_and_the_whole_keeps_its_own() -> None:
@@ -198,6 +230,24 @@ def test_the_common_limits_are_those_of_the_maps_and_the_whole_keeps_its_own() -
     assert {e.limits for e in found.values()} == {both}
     assert why.limits == before != both
     assert why.band("RGB").limits != both
+
+
+@pytest.mark.parametrize("read", [("windows", {"stride": 1}), ("views", {"clips": 2, "crops": 2})])
+def test_bands_of_windows_and_views_are_drawn_over_all_of_them(read, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (20, 32, 48, 3), dtype=np.uint8)
+    write_video(tmp_path / "long.mkv", array, fps=10)
+    model = labelled()
+    many = getattr(model, read[0])(tmp_path / "long.mkv", **read[1])
+    why = tl.explain(model, many, tl.InputXGradient(spectrum="each"), "swim")
+    found = band_maps(why, [("R", "B")])
+    assert len(why.parts) > 1
+    for name in why.bands:
+        torch.testing.assert_close(found[(name,)].saliency, why.band(name).saliency, equal_nan=True)
+    both = why.band("R").saliency + why.band("B").saliency
+    torch.testing.assert_close(found["R", "B"].saliency, both, equal_nan=True)
+    assert len({m.limits for m in found.values()}) == 1
+    for suffix in ("png", "mp4"):
+        assert why.save(tmp_path / f"a.{suffix}").stat().st_size
 
 
 def test_an_array_of_four_bands_is_two_pictures_where_its_map_knows_their_names() -> None:
@@ -217,7 +267,7 @@ def test_the_sheet_has_a_row_a_spectrum_and_below_the_sum_a_row_a_band(scene) ->
     maps = random_maps(RGB=1, LWIR=2)
     sheet = figure(of_bands(text, **maps), frames=4, palette="inferno")
     names = [t.get_text() for t in sheet.texts]
-    assert names[-6:] == ["visible", "lwir", "heat, visible", "heat, lwir", "RGB", "LWIR"]
+    assert names[-6:] == ["visible", "lwir", "heat, visible", "heat, lwir", "heat of RGB", "heat of LWIR"]
     images = [ax.images[0].get_array() for ax in sheet.axes if ax.images]
     assert len(images) == 6 * 4
     titles = {ax.get_title(loc="left"): [t.get_text() for t in ax.get_yticklabels()] for ax in sheet.axes}
@@ -225,7 +275,7 @@ def test_the_sheet_has_a_row_a_spectrum_and_below_the_sum_a_row_a_band(scene) ->
         f(float(f2) for f2 in (getattr(m, n)() for m in maps.values()))
         for f, n in ((min, "min"), (max, "max"))
     )
-    assert titles["bands"] == [f"0 ({low:.2g})", "0.5", f"1 ({high:.2g})"]
+    assert titles["one band's\nheat"] == [f"0 ({low:.2g})", "0.5", f"1 ({high:.2g})"]
     total = sum(maps.values())
     assert titles["heat"] == [f"0 ({total.min():.2g})", "0.5", f"1 ({total.max():.2g})"]
     plain = figure(cold(text), frames=3, spectra="lwir")
@@ -310,15 +360,17 @@ def test_videos_of_small_frames_at_eight_a_second(tmp_path: Path) -> None:
     )
     drawn, times = decoded(why.save(tmp_path / "a.mp4", beside=True, palette="inferno"))
     assert len(drawn) == N
-    assert drawn[0].shape == (240, 480, 3)
+    assert drawn[0].shape[1:] == (480, 3)
+    assert 240 + 25 < drawn[0].shape[0] <= 240 + 50  # words and strip below
     assert times == pytest.approx(np.arange(N) / 8, abs=1e-4)
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert float(container.streams.video[0].average_rate) == pytest.approx(8)
-    middle = drawn[5][:200, :240].reshape(40, 5, 48, 5, 3)[:, 2, :, 2].astype(int)  # the caption lies below
-    wanted = palette("inferno")[array[5, ..., 0]].repeat(3, axis=0).repeat(3, axis=1)[:40]
+    middle = drawn[5][:240, :240].reshape(48, 5, 48, 5, 3)[:, 2, :, 2].astype(int)
+    wanted = palette("inferno")[array[5, ..., 0]].repeat(3, axis=0).repeat(3, axis=1)
     assert np.abs(middle - wanted).mean() < 6
     with Image.open(why.save(tmp_path / "a.gif")) as gif:
-        assert (gif.size, gif.n_frames) == ((240, 240), N)
+        assert (gif.width, gif.n_frames) == (240, N)
+        assert 240 + 25 < gif.height <= 240 + 50
         lasting = []
         for i in range(N):
             gif.seek(i)
@@ -327,7 +379,8 @@ def test_videos_of_small_frames_at_eight_a_second(tmp_path: Path) -> None:
     assert sum(lasting) == pytest.approx(1000 * N / 8, abs=10)
     folder = why.save(tmp_path / "a")
     with Image.open(folder / "000.png") as image:
-        assert image.size == (240, 240)
+        assert np.array_equal(np.asarray(image)[:240], drawn_of(why)[0])
+        assert 240 + 25 < image.height <= 240 + 50
     assert json.loads((folder / "info.json").read_text())["fps"] == 8.0
     sheet = figure(why, frames=4)
     images = [ax.images[0].get_array() for ax in sheet.axes if ax.images]
@@ -377,8 +430,8 @@ def test_every_kind_of_file_and_the_command_line(scene, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     why = of_bands(text, **random_maps(RGB=1, LWIR=2))
     drawn, _ = decoded(draw(why, "why.webm", palette="iron", spectra="each"))
-    assert (len(drawn), drawn[0].shape) == (N, (H, 2 * W, 3))
-    with Image.open(why.save("why.gif", spectra="overlay")) as gif:
+    assert (len(drawn), drawn[0].shape[1:]) == (N, (2 * W, 3))
+    with Image.open(why.save("why.gif", spectra="overlay", **PLAIN)) as gif:
         assert gif.size == (W, H)
     with Image.open(why.save("why", spectra="visible", style="focus", **PLAIN) / "003.png") as image:
         assert np.array_equal(np.asarray(image)[..., :3], visible[3])
@@ -394,7 +447,11 @@ def test_every_kind_of_file_and_the_command_line(scene, tmp_path: Path, monkeypa
         "random",
     )
     done(*shared, "--palette", "inferno", "--spectra", "each", "--plain", "--out", "both.mp4")
-    done(*shared, "--palette", "inferno", "--spectra", "lwir", "--plain", "--out", "one.mp4")
+    done(*shared, "--palette", "inferno", "--spectra", "LWIR", "--plain", "--out", "one.mp4")
+    coloured = tubelens(*shared, "--palette", "inferno", "--spectra", "Visible", "--out", "colour.mp4")
+    assert coloured.code == 0
+    nothing = "--palette inferno changes nothing: all of it is in colour"
+    assert coloured.err == f"note: visible + lwir: vis, night.npy: {nothing}\n"
     both, one = decoded("both.mp4")[0], decoded("one.mp4")[0]
     assert (both[0].shape, one[0].shape) == ((H, 2 * W, 3), (H, W, 3))
     assert np.abs(both[2][:, W + 2 :].astype(int) - one[2][:, 2:]).mean() < 12

@@ -10,7 +10,7 @@ import pytest
 
 from tubelens import plugins
 from tubelens.errors import OptionError
-from tubelens.methods import METHODS, RISE, method
+from tubelens.methods import METHODS, RISE, brief, method
 from tubelens.specs import Named
 
 
@@ -103,3 +103,24 @@ def test_other_packages_offer_names(monkeypatch: pytest.MonkeyPatch):
 def test_every_method_is_written_by_its_name():
     for name in METHODS:
         assert method(name) == METHODS[name].make()
+
+
+@pytest.mark.parametrize(
+    ("written", "short"),
+    [
+        (repr(RISE()), "RISE()"),
+        (repr(RISE(n=400, cells=(2, 4, 4), seed=2)), "RISE(n=400, cells=(2, 4, 4), seed=2)"),
+        (repr(method("selective(base=rise(n=9))")), "Selective(base=RISE(n=9))"),
+        ("Tubes(layer='a', parity=None)", "Tubes(layer='a')"),
+        ("Tubes(layer='None', select=None)", "Tubes(layer='None')"),
+        ("Own(a=1, b=None)", "Own(a=1, b=None)"),
+        ("RISE(400)", "RISE(400)"),
+        ("by hand, twice", "by hand, twice"),
+        ("RISE(n=", "RISE(n="),
+        ("", ""),
+    ],
+)
+def test_titles_tell_only_the_options_that_were_changed(written: str, short: str):
+    assert brief(written) == short
+    if written.endswith(")") and short.startswith("RISE(n"):
+        assert repr(method(short.lower().replace("'", ""))) == written  # it still says all

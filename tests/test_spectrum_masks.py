@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -117,6 +118,7 @@ def test_who_cannot_says_so_in_one_line(name: str) -> None:
     ("make", "said"),
     [
         (lambda: tl.RISE(groups="RGB|IR"), r"tells none apart: give spectrum='each' too"),
+        (lambda: tl.RISE(spectrum="each", groups=3), "RISE: groups are names of bands, as in RGB.IR, not 3"),
         (lambda: tl.RISE(spectrum="each", normaliser="published"), "once for every band"),
         (lambda: tl.RISE(spectrum="independent", parity="icpr2022"), "needs normaliser='density'"),
         (lambda: tl.SIDU(spectrum="each", parity="icpr2022"), "leave spectrum at joint"),
@@ -124,7 +126,8 @@ def test_who_cannot_says_so_in_one_line(name: str) -> None:
         (lambda: tl.methods.method("tubes", groups="RGB|IR"), "no option 'groups': its layer has mixed"),
     ],
 )
-def test_refused(make, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_refused(make, said: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without
     with pytest.raises(OptionError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,25 @@ def test_everything_comes_back(tmp_path: Path):
     assert again.provenance == why.provenance
     assert (again.size, again.align) == (why.size, why.align)
     torch.testing.assert_close(again.saliency, why.saliency)
+
+
+def test_maps_of_bands_stand_apart_from_the_parts(tmp_path: Path):
+    """A reader that knows of no bands finds the parts alone."""
+    why = several_parts()
+    bands = [
+        (n, replace(g, values=g.values * (i + 2))) for i, n in enumerate(("RGB", "IR")) for g in why.parts
+    ]
+    path = replace(why, by_band=tuple(bands)).save(tmp_path / "why.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["explanation"])
+        numbers = {key.partition(".")[0] for key in file.keys()}  # noqa: SIM118
+    assert len(header["parts"]) == 2
+    assert numbers == {"saliency", "part0", "part1", "band0", "band1", "band2", "band3"}
+    again = load_explanation(path)
+    assert [name for name, _ in again.by_band] == ["RGB", "RGB", "IR", "IR"]
+    for (_, one), (_, two) in zip(bands, again.by_band, strict=True):
+        assert torch.equal(one.values, two.values)
+        assert (one.t, one.y, one.x, one.span, one.weight) == (two.t, two.y, two.x, two.span, two.weight)
 
 
 def test_saliency_is_in_the_file_for_other_programs(tmp_path: Path):

@@ -298,7 +298,7 @@ def test_float_bands_keep_their_precision() -> None:
     clip = read_clip(values, frames=5, size=8, bands=("lwir", "nir"))
     np.testing.assert_array_equal(clip.pixels.permute(1, 2, 3, 0).numpy(), values)
     assert read_clip(values[..., :1], frames=5, size=8).bands == ("Y",)
-    with pytest.raises(OptionError, match=r"2 channels but the clip needs R, G, B"):
+    with pytest.raises(OptionError, match=r"2 channels but the model needs R, G, B"):
         read_clip(values, bands="RGB")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import tubelens as tl
-from tests.videos import clip_codes, coded, read_code, write_video
+from tests.videos import clip_codes, coded, coded_video, read_code, write_video
 from tubelens.errors import InputError, OptionError, VideoError
 from tubelens.video import FileFrames, FolderFrames, open_video, paired
 from tubelens.video.align import Times, match, placing, read_homography, warp
@@ -317,7 +317,7 @@ def test_a_clip_has_the_bands_that_are_asked_for(tmp_path: Path) -> None:
     whole = tl.read_clip(text, frames=8, size=SIZE)
     assert whole.bands == ("R", "G", "B", "LWIR")
     assert torch.equal(whole.pixels[3], clip.pixels[0])
-    with pytest.raises(OptionError, match=r"has bands R, G, B, LWIR but the clip needs R, G, B, IR"):
+    with pytest.raises(OptionError, match=r"has bands R, G, B, LWIR but the model needs R, G, B, IR"):
         tl.read_clip(text, bands=("R", "G", "B", "IR"))
     with pytest.raises(OptionError, match="give a stream with LWIR"):
         tl.read_clip(visible, bands=("R", "G", "B", "LWIR"))
@@ -422,6 +422,104 @@ def test_a_rate_that_was_given_is_kept_in_the_text(tmp_path: Path) -> None:
     assert opened(clip.source.path).times() == list(clip.source.times)
 
 
+def test_a_rate_that_nobody_states_is_told(tmp_path: Path) -> None:
+    """Streams that belong together frame for frame have none to tell; all others do."""
+    a, b = folder(tmp_path / "a", range(5), grey=False), folder(tmp_path / "b", range(10))
+    c = folder(tmp_path / "c", range(5))
+    film = coded_video(tmp_path / "v.mp4", 5)
+    np.savez(tmp_path / "t.npz", film=np.zeros((5, *SIZE), np.uint8), time_s=np.arange(5) / 25)
+    said = "{}: taken at 25 frames a second (?fps=)".format
+
+    def told(text: str) -> list[str]:
+        return [note for note in opened(text).notes if "taken at" in note]
+
+    assert told(paired(visible=a, lwir=b)) == [said("visible"), said("lwir")]
+    assert told(paired(visible=f"{a}?fps=5", lwir=b)) == [said("lwir")]
+    assert told(paired(visible=film, lwir=b)) == [said("lwir")]
+    for both in ((a, c), (film, c), (film, f"{c}?fps=25"), (film, tmp_path / "t.npz")):
+        assert told(paired(visible=both[0], lwir=both[1])) == []
+    assert not any("taken at" in note for note in opened(paired(visible=a, lwir=b), fps=8).notes)
+
+
+def test_the_hash_is_of_the_numbers_of_a_homography(tmp_path: Path) -> None:
+    a, b = folder(tmp_path / "a", range(2), grey=False), folder(tmp_path / "b", range(2))
+    np.save(tmp_path / "h.npy", np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]]))
+    (tmp_path / "h.txt").write_text("1 0 1\n0 1 -0\n0 0 1  # measured twice\n")
+    texts = [paired(visible=a, lwir=f"{b}?homography={tmp_path}/h.{kind}") for kind in ("npy", "txt")]
+    assert len({opened(text).sha256() for text in texts}) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.eye(3) * 1j,
+        np.eye(3) > 0,
+        np.full((3, 3), "1"),
+        np.full((3, 3), None),
+        b"PK\x03\x04nothing",
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '''<f8', 'shape': (" + b" " * 90,
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9"
+        + b"9" * 20
+        + b"9, 3)}\n",
+        b"",
+    ],
+)
+def test_files_that_hold_no_homography(tmp_path: Path, content: np.ndarray | bytes) -> None:
+    file = tmp_path / "h.npy"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, content, allow_pickle=True)
+    with pytest.raises(
+        InputError, match=r"h\.npy: no matrix can be read from it: give 3x3 numbers"
+    ) as caught:
+        read_homography(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_is_far_too_long_for_a_homography(tmp_path: Path) -> None:
+    (tmp_path / "h.txt").write_text("1 0 0\n0 1 0\n0 0 1\n" + "\n" * (1 << 21))
+    with pytest.raises(InputError, match="no matrix can be read from it"):
+        read_homography(str(tmp_path / "h.txt"))
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1e300, 1e-300])
+def test_a_homography_is_one_up_to_a_factor(factor: float) -> None:
+    matrix = np.array([[1.1, 0.1, -1], [0, 0.9, 2], [0.001, 0, 1]])
+    frame = np.random.default_rng(0).random((9, 12, 1)).astype(np.float32)
+    found = warp(matrix * factor, (9, 12), (10, 11))(frame)
+    np.testing.assert_allclose(found, warp(matrix, (9, 12), (10, 11))(frame), atol=1e-6)
+
+
+def test_a_horizon_through_the_middle_is_told() -> None:
+    with pytest.raises(InputError, match="h: its horizon goes through the middle of the stream's frame"):
+        warp(np.array([[1, 0, 0], [0, 1, 0], [0.5, 0, -2.0]]), (9, 9), (9, 9), "h")
+
+
+def test_a_homography_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """And one with a percent sign, which is quoted in the text."""
+    a, b = folder(tmp_path / "a", range(2), grey=False), folder(tmp_path / "b", range(2))
+    for name in ("\udcff.txt", "100%41 & b.txt"):
+        try:
+            (tmp_path / name).write_text("1 0 1\n0 1 0\n0 0 1")
+        except (OSError, UnicodeEncodeError):
+            pytest.skip("this file system has names in UTF-8 only")
+        text = paired(visible=a, lwir=Stream(b, homography=f"{tmp_path}/{name}"))
+        text.encode()
+        assert streams(text)[1].homography == f"{tmp_path}/{name}"
+        assert opened(text).sha256() is not None
+        assert absent(beneath(text, str(tmp_path))) is None
+
+
+def test_redrawn_with_one_stream_gone_names_it(tmp_path: Path) -> None:
+    a, b = folder(tmp_path / "a", range(8), grey=False), folder(tmp_path / "b", range(8))
+    model = tl.wrap(Bands().eval(), frames=8, size=SIZE, bands=("R", "G", "B", "LWIR"))
+    why = tl.explain(model, model.read(paired(visible=a, lwir=b)), method="gradcam")
+    (tmp_path / "b").rename(tmp_path / "c")
+    with pytest.raises(VideoError, match=rf"^{b}: no such file or folder: pass on= with the file"):
+        why.save(tmp_path / "why.png")
+
+
 # ── texts ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -431,7 +529,7 @@ def test_names_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("walk.mp4", "night.npz"):
         (tmp_path / name).touch()
     text = f"visible={tmp_path}/walk.mp4|lwir=ir.d/?bits=14"
-    assert source_name(text) == "visible walk.mp4 + lwir ir.d"
+    assert source_name(text) == "visible + lwir: walk.mp4, ir.d"
     assert source_stem(text) == "visible+lwir_walk"
     night = "night.npz?range=15:35"
     assert (source_name(night), source_stem(night)) == ("night.npz", "night")

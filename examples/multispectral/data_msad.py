@@ -138,7 +138,7 @@ def batches(
     rng = np.random.default_rng((seed, 1))
     sets = [[r for r in train if r.spectrum == spectrum] for spectrum in spectra]
     for _ in range(steps):
-        chosen = [mine[i] for mine in sets for i in rng.integers(len(mine), size=BATCH)]
+        chosen = [mine[i] for mine in sets for i in rng.integers(len(mine), size=min(BATCH, len(mine)))]
         clips = [frames.of(r)[:, :, :: -1 if rng.random() < 0.5 else 1] for r in chosen]
         pixels = torch.stack([torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips])
         goal = torch.eye(len(labels))[[labels.index(r.label) for r in chosen]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tubelens.truth import Truth
 
 TASK = "spectra"
 TAUGHT = Settings(
-    *("spectra", TASK, 300, 0.6, (96, 4), (24, 16), True),
+    *("spectra", TASK, 450, 0.6, (96, 4), (24, 16), True),
     cell=(2, 4, 4),
     empty=0.2,
     alone=0.2,
@@ -26,6 +27,7 @@ TAUGHT = Settings(
 )
 """As the other small networks of the planted benchmark: short clips without distractors first, then whole
 ones of which some are empty, some without distractors, and half with greyed cells."""
+FEW = replace(TAUGHT, brief=(8, 4), whole=(4, 16))
 CHANNELS = {VISIBLE: [0, 1, 2], INFRARED: [3, 3, 3]}
 
 
@@ -38,7 +40,7 @@ def plan(seed: int = 0, quick: bool = False) -> Plan:
         size=32,
         trainings=TRAININGS,
         steps=3 if quick else TAUGHT.steps,
-        batches=batches,
+        batches=partial(batches, taught=FEW) if quick else batches,
         tests=lambda spectrum: [item(s, spectrum) for s in range(tested)],
         shown=shown,
         rise=20 if quick else 300,
@@ -53,15 +55,15 @@ def plan(seed: int = 0, quick: bool = False) -> Plan:
     )
 
 
-def batches(spectra: Sequence[str], seed: int, steps: int) -> Iterator[Batch]:
+def batches(spectra: Sequence[str], seed: int, steps: int, taught: Settings = TAUGHT) -> Iterator[Batch]:
     """The same scenes for every training of a seed; one of both spectra sees each scene twice."""
     rng = np.random.default_rng((seed, 0))
     fresh = itertools.count(FIRST_SEED + seed * SEEDS_PER_RUN)
     for step in range(steps):
-        short = step < TAUGHT.short * steps
-        now = lesson(fresh, rng, TAUGHT, short)
+        short = step < taught.short * steps
+        now = lesson(fresh, rng, taught, short)
         pixels = torch.cat([as_seen(now.pixels, spectrum) for spectrum in spectra])
-        yield Batch(pixels, now.goal.repeat(len(spectra), 1), 0.0 if short else TAUGHT.sparse)
+        yield Batch(pixels, now.goal.repeat(len(spectra), 1), 0.0 if short else taught.sparse)
 
 
 def as_seen(pixels: Tensor, spectrum: str) -> Tensor:

@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.folder is None) != (options.data == "planted"):
         parser.error("fir and msad need a folder, planted has none")
+    if options.folder is not None and not options.folder.is_dir():
+        parser.error(f"{options.folder}: no such folder")
     make: dict[str, Callable[[], Plan]] = {
         "planted": partial(data_planted.plan, options.seed, options.quick),
         "fir": partial(data_fir.plan, options.folder, options.seed, options.quick),

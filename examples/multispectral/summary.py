@@ -79,23 +79,26 @@ def _grad_cam(against: Sequence[Difference]) -> Iterator[str]:
     """For each competitor and metric, in how many networks and trainings Grad-CAM is better."""
     yield "| Grad-CAM against | metric | better | worse | undecided | mean differences |"
     yield "|---|---|---|---|---|---|"
-    tally: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    tally: dict[str, Counter[str]] = {}
     kinds = list(dict.fromkeys((d.what[3], d.what[4]) for d in against))
     for method, metric in kinds:
         mine = [d for d in against if d.what[3:] == (method, metric)]
         said = Counter(_better(d, metric) for d in mine)
         if metric in AREAS and method != RANDOM:
-            tally[method in PAPER] += said
+            tally.setdefault(method, Counter()).update(said)
         means = ", ".join(f"{d.mean:+.3f}" for d in mine)
         yield f"| {method} | {metric} | {said['better']} | {said['worse']} | {said['undecided']} | {means} |"
     yield ""
-    for paper, who in ((True, "RISE and SIDU"), (False, "the methods that the paper does not have")):
-        said = tally[paper]
+    for method, said in tally.items():
+        whose = "" if method in PAPER else " (no competitor in the paper)"
         yield (
-            f"Against {who}, by insertion and deletion together: better in {said['better']}, worse in"
-            f" {said['worse']}, undecided in {said['undecided']} comparisons. {_verdict(said)}"
+            f"- Against {method}{whose}, by insertion and deletion: better in {said['better']}, worse"
+            f" in {said['worse']}, undecided in {said['undecided']}. {_verdict(said)}"
         )
-        yield ""
+    both = sum((said for method, said in tally.items() if method in PAPER), Counter[str]())
+    yield ""
+    yield f"Of the claim as a whole, against both competitors: {_verdict(both)}"
+    yield ""
 
 
 def _better(d: Difference, metric: str) -> str:

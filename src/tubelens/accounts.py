@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from tubelens.errors import OptionError
 from tubelens.files import replacing
 from tubelens.shapley import LEAST, shapley, taylor
-from tubelens.target import Target
+from tubelens.target import Target, begins
 
 WHOLE = "whole clip"
 NOTHING = "–"
@@ -123,12 +123,12 @@ class Ledger:
     def title(self) -> str:
         """`unlike p=0.97`, and the predicted class where that is another one."""
         first, prob = self.predicted[0]
-        other = "" if first == self.label else f" (predicted: {first} p={prob:.2f})"
+        other = "" if begins(self.label, first) else f" (predicted: {first} p={prob:.2f})"
         return f"{self.label} p={self.prob:.2f}{other}"
 
     @property
     def made(self) -> str:
-        """`planted-xor (bundled), filled by mean`."""
+        """`planted_xor (bundled), filled by mean`."""
         return f"{self.model} ({self.weights}), filled by {self.fill.removesuffix('()').lower()}"
 
     def amount(self, value: float, sign: bool = True) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import torch
 from jaxtyping import Float
@@ -23,10 +23,10 @@ from tubelens.methods.protocol import FromCapture, Method, refusal
 from tubelens.methods.record import predictions
 from tubelens.model import Model, TorchModel, network
 from tubelens.running import RUN, Budget, Progress, Run
-from tubelens.target import Logit, Target, class_index, probabilities
+from tubelens.target import Logit, Target, class_index, index_of, probabilities
 from tubelens.video import ClipViews, ClipWindows
 
-TargetLike = Target | int | str
+TargetLike = Target | SupportsIndex | str
 Many = ClipWindows | ClipViews
 OVER_WINDOWS = "score and probabilities are means over the windows"
 Targets = TargetLike | Sequence[TargetLike] | None
@@ -318,11 +318,13 @@ def _wanted(model: Model, target: Targets, scores: Float[Tensor, "b k"] | None) 
         TargetError: unknown label (the nearest are named), index out of range, more than there are, or none.
     """
     k = len(model.labels or ()) if scores is None else class_count(model, scores)
-    items = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    items: list[Any] = [target]
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        items = list(target)
     if not items:
         raise TargetError("no target given: a label, a class index, or 'top3'")
     found: list[int | Target] = []
-    for item in items:
+    for item in map(index_of, items):
         n = 1 if item is None else _top(item)
         if n is not None:
             assert scores is not None
@@ -331,8 +333,9 @@ def _wanted(model: Model, target: Targets, scores: Float[Tensor, "b k"] | None) 
             found += scores.detach().mean(dim=0).argsort(descending=True, stable=True)[:n].tolist()
         elif isinstance(item, int | str):
             found.append(class_index(item, k, model.labels))
+        elif not isinstance(item, Target):
+            raise TargetError(f"a target is a label, a class index or, say, Logit(3), not {str(item)[:50]}")
         else:
-            assert item is not None
             for index in item.classes:
                 class_index(index, k, model.labels)
             found.append(item)

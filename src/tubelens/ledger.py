@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -26,17 +27,18 @@ from tubelens.methods import short_name
 from tubelens.methods.record import predictions
 from tubelens.metrics.edits import VOLUME, ScoreOf, map_of, scored_target, top_voxels, widened
 from tubelens.metrics.options import checked, one_of
-from tubelens.model import Model
+from tubelens.model import Model, TorchModel
 from tubelens.running import RUN, Run
 from tubelens.scoring import Scored, score_variants
-from tubelens.spectra import spectra
-from tubelens.target import Contrast, Logit, Target, class_index, describe, probabilities
-from tubelens.variants import Made
+from tubelens.spectra import told_apart
+from tubelens.target import Contrast, Logit, Target, class_index, describe, index_of, probabilities
+from tubelens.variants import Batch, Made, Make, Variants
 
 SPECK = 0.1
 """Share of the first tube's mass below which a connected part is a speck and no tube."""
-Of = Explanation | Sequence[Explanation] | Target | int | str | None
+Of = Explanation | Sequence[Explanation] | Target | SupportsIndex | str | None
 FLAT = "the map is the same everywhere or nowhere positive, so it has no tube"
+KINDS = "a ledger is of a label, a class index, a target, or of explanations of one class"
 Maps = Sequence[Explanation]
 
 
@@ -81,8 +83,8 @@ def ledger(
         A ledger, for `2^n - 1` forwards a region with n groups, and one for the intact clip.
 
     Raises:
-        OptionError: fewer than two groups, groups that do not fit the bands, maps of several classes or of
-            another size than the clip.
+        OptionError: fewer than two groups, groups that do not fit the bands, bands that are copies of one,
+            maps of several classes or of another size than the clip.
         TargetError: unknown label, index out of range.
         ScoreError: NaN or infinity.
     """
@@ -90,11 +92,16 @@ def ledger(
     terms.players(clip)  # complains before anything is scored
     intact: Tensor | None = None
     given: Maps | Target
+    of = index_of(of)
     if isinstance(of, int | str | None):
         intact = score_variants(model, clip, Made(()), [Logit(0)], run).scores
         given = Logit(int(intact.argmax()) if of is None else class_index(of, intact.shape[1], model.labels))
+    elif isinstance(of, Target):
+        given = of
+    elif isinstance(of, Explanation | Sequence):
+        given = [of] if isinstance(of, Explanation) else [*of]
     else:
-        given = [of] if isinstance(of, Explanation) else of
+        raise OptionError(f"{KINDS}, not of {type(of).__name__} {str(of)[:50]}")
     return ledgers(model, clip, [given], terms, run, intact)[0]
 
 
@@ -113,8 +120,8 @@ class Terms:
         checked(self.volume, 0, self.seed)
         if self.score is not None:
             one_of(score=(self.score, ScoreOf))
-        if self.tubes < 0:
-            raise OptionError(f"tubes must be at least 0, not {self.tubes}")
+        if not isinstance(index_of(self.tubes), int) or self.tubes < 0:
+            raise OptionError(f"tubes must be at least 0, a whole number, not {self.tubes}")
         if not isinstance(self.groups, str):
             raise OptionError(f"groups are names of bands, as in RGB|IR, not {self.groups!r}")
         fill_named(self.fill)
@@ -123,9 +130,9 @@ class Terms:
         """The groups of bands.
 
         Raises:
-            OptionError: fewer than two, or they do not fit the clip's bands.
+            OptionError: fewer than two, or they do not fit the clip's bands, or these are copies of one.
         """
-        players = spectra(clip.bands, self.groups)
+        players = told_apart(clip.pixels, clip.bands, self.groups)
         if len(players) < 2:
             mend = "the clip has no other" if len(clip.bands) == 1 else "give two groups or more"
             raise OptionError(
@@ -134,7 +141,7 @@ class Terms:
         return players
 
     def most(self, clip: Clip, maps: int) -> int:
-        """Forwards that ledgers of so many maps will take at most."""
+        """Forwards that ledgers of so many maps will take at most; one more below fp32."""
         return (1 + maps * self.tubes) * ((1 << len(self.players(clip))) - 1) + 1
 
     def scored(self, model: Model, target: Target) -> Target:
@@ -170,10 +177,12 @@ def ledgers(
     targets = list(dict.fromkeys(book.target for book in books))
     run = replace(run, seconds=None, precision="fp32" if run.precision == "auto" else run.precision)
     coalitions = Coalitions(list(masks.values()), list(players.values()), fill_named(terms.fill))
-    scored = score_variants(model, clip, coalitions, targets, run, intact)
-    parts = [part.values.double().cpu() for part in scored]
-    games = torch.cat(parts, dim=1).view(len(targets), len(masks), -1)
-    whole = scored.intact.double().cpu()
+    # at a lower precision the whole clip too, or its rounding would pass for what bands bring
+    lower = isinstance(model, TorchModel) and run.precision != "fp32"
+    scored = score_variants(model, clip, _AndAll(coalitions) if lower else coalitions, targets, run, intact)
+    values_of = torch.cat([part.values.double().cpu() for part in scored], dim=1)
+    games = values_of[:, : len(coalitions)].view(len(targets), len(masks), -1)
+    whole = values_of[:, -1] if lower else scored.intact.double().cpu()
     forwards = (scored.forwards + (intact is not None)) / len(books)
     found = []
     for book in books:
@@ -207,6 +216,27 @@ def tubes_of(
     return [parts == i + 1 for i in order if mass[i] >= SPECK * mass[order[0]] > 0]
 
 
+@dataclass(frozen=True, eq=False)
+class _AndAll:
+    """Versions of a clip, and last the clip as it is."""
+
+    others: Variants
+
+    def __len__(self) -> int:
+        return len(self.others) + 1
+
+    def over(self, pixels: Float[Tensor, "c T H W"]) -> Make:
+        make, n = self.others.over(pixels), len(self.others)
+
+        def made(start: int, stop: int) -> Batch:
+            if stop <= n:
+                return make(start, stop)
+            before = [make(start, n)[0]] if start < n else []
+            return torch.cat([*before, pixels[None]]), None
+
+        return made
+
+
 @dataclass(eq=False)
 class _Book:
     """What one ledger asks for."""
@@ -221,7 +251,7 @@ def _opened(given: Maps | Target, model: Model, clip: Clip, terms: Terms) -> _Bo
     if isinstance(given, Target):
         return _Book(terms.scored(model, given), [whole])
     if not given or not all(isinstance(e, Explanation) for e in given):
-        raise OptionError("a ledger is of a label, a class index, a target, or of explanations of one class")
+        raise OptionError(KINDS)
     targets = list(dict.fromkeys(terms.scored(model, e.target) for e in given))
     if len(targets) > 1:
         labels = ", ".join(dict.fromkeys(e.provenance.label for e in given))

@@ -116,6 +116,30 @@ class Named:
         names = {getattr(make, "__name__", ""): name for name, make in self.table.items()}
         return names.get(kind, kind)
 
+    def brief(self, written: str) -> str:
+        """A repr without the options that are at their defaults: `RISE(n=400)`; as it is where it is none."""
+        try:
+            return self._brief(ast.parse(written, mode="eval").body, written)
+        except (SyntaxError, ValueError):
+            return written
+
+    def _brief(self, node: ast.expr, written: str) -> str:
+        text = ast.get_source_segment(written, node) or written
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            return text
+        makes = {getattr(make, "__name__", ""): make for make in self.table.values()}
+        make = makes.get(node.func.id)
+        if not is_dataclass(make) or node.args or any(key.arg is None for key in node.keywords):
+            return text
+        usual = {f.name: repr(f.default) for f in fields(make)}
+        said = [
+            (str(key.arg), ast.get_source_segment(written, key.value), key.value) for key in node.keywords
+        ]
+        shown = [
+            f"{name}={self._brief(value, written)}" for name, now, value in said if usual.get(name) != now
+        ]
+        return f"{node.func.id}({', '.join(shown)})"
+
     def _check(self, name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
         known = self.option_names(name)
         for option, value in options.items():

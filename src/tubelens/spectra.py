@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from tubelens.errors import OptionError
 
 MOST = 6
 """Players: 64 versions of a clip."""
 COLOURS = {"R", "G", "B"}
+WORDS = {2: "two", 3: "three"}
 
 
 def spectra(bands: Sequence[str], groups: str = "") -> dict[str, list[int]]:
@@ -33,6 +37,8 @@ def spectra(bands: Sequence[str], groups: str = "") -> dict[str, list[int]]:
         parts = [colour if together and name == first else [name] for name in names]
     else:
         names = [part.strip() for part in groups.split("|")]
+        if not all(word.strip() for name in names for word in name.split("+")):
+            raise OptionError(f"groups {groups!r} has one without a name: write them as in RGB|IR")
         parts = [_parsed(name, bands, groups) for name in names]
     players = {name: [bands.index(b) for b in own] for name, own in zip(names, parts, strict=True)}
     used = sorted(b for own in players.values() for b in own)
@@ -44,6 +50,27 @@ def spectra(bands: Sequence[str], groups: str = "") -> dict[str, list[int]]:
             f" groups='{'+'.join(bands[:2])}|{'+'.join(bands[2:])}'"
         )
     return players
+
+
+def told_apart(
+    pixels: Float[Tensor, "c T H W"], bands: Sequence[str], groups: str = ""
+) -> dict[str, list[int]]:
+    """The groups of a clip's bands where they are weighed against each other or given maps of their own.
+
+    Raises:
+        OptionError: as `spectra`; or R, G and B are bit for bit the same, as where a network on colour is fed
+            infrared, repeated: what a copy brings beside its likes tells nothing of any band.
+    """
+    found = spectra(bands, groups)
+    first, *others = pixels
+    replicated = len(found) > 1 and COLOURS.issuperset(bands)  # only they are made by repeating one
+    if replicated and all(bool((band == first).all()) for band in others):
+        *names, last = bands
+        raise OptionError(
+            f"{', '.join(names)} and {last} are {WORDS[len(bands)]} copies of one band,"
+            " so there is nothing to weigh: give a clip of several spectra, or leave the bands together"
+        )
+    return found
 
 
 def _parsed(name: str, bands: Sequence[str], groups: str) -> list[str]:

@@ -6,9 +6,10 @@ because a network may give logits, softmax probabilities, or sigmoids (several l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,8 @@ from tubelens.errors import TargetError, nearest
 
 ScoreKind = Literal["logits", "probs", "sigmoid"]
 """What a model returns: logits, softmax probabilities (sum 1), or one sigmoid a label."""
+RATHER = " rather than "
+"""Between the classes of a contrast."""
 
 
 @runtime_checkable
@@ -113,6 +116,14 @@ def _checked(index: int, scores: Tensor) -> int:
     return index
 
 
+def index_of(wanted: Any) -> Any:
+    """A class index of numpy or torch as an int; anything else as it is."""
+    try:
+        return wanted if isinstance(wanted, str) else operator.index(wanted)
+    except TypeError:
+        return wanted
+
+
 def class_index(wanted: int | str, classes: int, labels: Sequence[str] | None) -> int:
     """The index of a class given as an index, a number in a string, or a label (case and `_`/space ignored).
 
@@ -154,4 +165,9 @@ def label_of(index: int, labels: Sequence[str] | None) -> str:
 
 def describe(target: Target, labels: Sequence[str] | None) -> str:
     """A short caption: the label, or `a rather than b` for a contrast."""
-    return " rather than ".join(label_of(i, labels) for i in target.classes)
+    return RATHER.join(label_of(i, labels) for i in target.classes)
+
+
+def begins(described: str, label: str) -> bool:
+    """Whether what `describe` said, with or without the name of a band after it, begins with this class."""
+    return described == label or described.startswith((label + RATHER, f"{label} · "))

@@ -70,7 +70,7 @@ def test_table_figure_and_json_beside_the_map(tmp_path: Path) -> None:
         assert whole in ran.out
         for row, expected in zip(printed[3 * i : 3 * i + 3], found.table(region)[1], strict=True):
             assert row == [cell for cell in expected if cell]
-    assert f"x.npz: bands of {found.label} p=1.00 · planted-xor" in ran.out
+    assert f"x.npz: bands of {found.label} p=1.00 · planted_xor" in ran.out
     assert str(Path(f"{base}_bands.png")) in ran.out
     assert found.regions[0].together == pytest.approx(0.96, abs=0.01)
 
@@ -120,7 +120,7 @@ def test_networks_and_one_file(tmp_path: Path) -> None:
     pairs = {f"why{number}_bands{suffix}" for number in ("", "-2") for suffix in (".png", ".json")}
     assert names == {"why.png"} | pairs
     first, second = (json.loads((tmp_path / f"why{n}_bands.json").read_text()) for n in ("", "-2"))
-    assert (first["model"], second["model"]) == ("planted-xor", "planted-infrared")
+    assert (first["model"], second["model"]) == ("planted_xor", "planted_infrared")
     assert ran.out.count("bands of ") == 2
 
 
@@ -168,7 +168,7 @@ def test_one_band_is_one_line(videos: Path, tmp_path: Path) -> None:
 
 
 def test_colours_alone_are_three_players(tmp_path: Path) -> None:
-    ran = done("explain", "a.mp4", *TINY, "--bands", "--json", "--out", tmp_path / "why.png")
+    ran = done("explain", CLIP, *TINY, "--bands", "--json", "--out", tmp_path / "why.png")
     assert ran.json[0]["bands"]["players"] == ["R", "G", "B"]
 
 
@@ -180,3 +180,31 @@ def test_what_was_said_of_the_clip_is_said_once(videos: Path, tmp_path: Path) ->
     assert ran.code == 0
     (note,) = ran.err.splitlines()
     assert ran.json[0]["bands"]["notes"] == [note.removeprefix("note: ")]
+
+
+COPIES = "R, G and B are three copies of one band, so there is nothing to weigh"
+
+
+def test_copies_of_one_band_are_not_weighed(videos: Path, tmp_path: Path) -> None:
+    """A network on colour is fed infrared three times: what one copy brings beside the others is nothing."""
+    rng = np.random.default_rng(0)
+    np.savez(videos / "heat.npz", frames=rng.random((16, 40, 50), dtype=np.float32))
+    heat = "heat.npz?range=0:1"
+    for args in (("--bands",), ("--bands", "--groups", "R+G|B"), ("--method", "rise(n=8,spectrum=each)")):
+        ran = tubelens("explain", heat, "--model", "bundled", *args, "--out", tmp_path / "why.png")
+        assert (ran.code, ran.out) == (2, "")
+        assert COPIES in ran.err
+        assert ran.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert tubelens("explain", heat, "--model", "bundled", "--out", tmp_path / "why.png").code == 0
+    model = tl.load_model("bundled")
+    clip = model.read(heat)
+    for method in ("shap(spectrum=independent)", "inputxgradient(spectrum=each)"):
+        with pytest.raises(tl.errors.OptionError, match=COPIES):
+            tl.explain(model, clip, method)
+    with pytest.raises(tl.errors.OptionError, match=COPIES):
+        tl.ledger(model, clip)
+    with pytest.raises(tl.errors.OptionError, match=COPIES):
+        tl.BandShare()(model, clip, [tl.explain(model, clip)])
+    clip.pixels[1, 0, 0, 0] += 1e-6  # no copies, however alike
+    assert tl.ledger(model, clip, tubes=0).regions

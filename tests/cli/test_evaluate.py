@@ -288,3 +288,44 @@ def test_long_work_is_announced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         for n in range(1, 5):
             tick(n, 100)
     assert capsys.readouterr().err == "note: 98 clips and networks to go, 2 s each: about 3 min\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["path,label", "warm.npy,ring"], "clips.csv, line 2: {}/warm.npy: 16-bit values"),
+        (
+            ["path,label", "warm.npy?bits=14&bands=UV,ring"],
+            "{}/warm.npy?bits=14&bands=UV has bands UV",
+        ),
+        (["path:visible,path:ir,label", "warm.npy?bits=14,,ring"], "line 2 (path:ir is empty): visible="),
+    ],
+)
+def test_what_the_first_clip_lacks_is_said_before_any_work(
+    rows: list[str], said: str, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(0, 16000, (20, 40, 50))
+    np.save(tmp_path / "warm.npy", values.astype(np.uint16))
+    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    ran = tubelens("evaluate", tmp_path / "clips.csv", "--model", "planted_xor", *QUICK, "--out", run)
+    assert (ran.code, ran.out) == (2, "")
+    assert said.format(tmp_path) in ran.err
+    assert ran.err.count("\n") == 1
+    assert not run.exists()
+
+
+def test_a_later_line_that_lacks_a_spectrum_is_named_among_the_failures(tmp_path: Path) -> None:
+    clip = tl.planted.generate(0, "xor").pixels.permute(1, 2, 3, 0).numpy()
+    np.savez(tmp_path / "seen.npz", frames=clip[..., :3])
+    np.savez(tmp_path / "warm.npz", frames=clip[..., 3])
+    seen, warm = "seen.npz?range=0:1", "warm.npz?range=0:1"
+    (tmp_path / "clips.csv").write_text(
+        f"path:visible,path:ir,label\n{seen},{warm},alike\n{seen},,alike\n".replace("?", "?fps=8&")
+    )
+    run = tmp_path / "run"
+    ran = tubelens("evaluate", tmp_path / "clips.csv", "--model", "planted_xor", *QUICK, "--out", run)
+    assert ran.code == 0
+    assert "clips.csv, line 3 (path:ir is empty): visible=" in ran.err
+    assert "has bands R, G, B but the model needs R, G, B, IR: give a stream with IR" in ran.err
+    assert "as in visible=a.mp4|ir=b/" in ran.err

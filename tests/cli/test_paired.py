@@ -104,7 +104,7 @@ def test_predict_of_streams() -> None:
     assert twice == text == whole
     table = tubelens("predict", "--input", "visible=walk.mp4", "lwir=ir/?offset=0.4", *MODEL)
     assert table.code == 0
-    assert table.out.splitlines()[0].strip().startswith("visible walk.mp4 + lwir ir: four")
+    assert table.out.splitlines()[0].strip().startswith("visible + lwir: walk.mp4, ir: four")
     assert table.err == "note: 9 of 20 frames of visible are left out: lwir does not cover their moments\n"
     hot = done(
         "predict", "--input", "visible=walk.mp4", "lwir=night.npy?range=15:25&fps=10", *MODEL, "--json"
@@ -125,7 +125,7 @@ def test_explain_of_streams_is_written_under_their_names() -> None:
         *("explain", "--input", "visible=walk.mp4", "--input", "lwir=night.npy?range=15:35&fps=8", *MODEL),
         *("--method", "gradcam", "--target", "hot", "--out", "out", "--format", "mp4", "png", "safetensors"),
     )
-    assert "visible walk.mp4 + lwir night.npy" in " ".join(ran.out.split())
+    assert "visible + lwir: walk.mp4, night.npy" in " ".join(ran.out.split())
     names = sorted(path.name for path in Path("out").iterdir())
     assert names == [f"visible+lwir_walk.gradcam.hot.{kind}" for kind in ("mp4", "png", "safetensors")]
     drawn = FileFrames("out/visible+lwir_walk.gradcam.hot.mp4")
@@ -146,7 +146,7 @@ def test_a_measured_source_is_written_under_its_name() -> None:
     [
         (
             ("predict", "walk.mp4", *MODEL),
-            "has bands R, G, B but the clip needs R, G, B, LWIR: give a stream",
+            "has bands R, G, B but the model needs R, G, B, LWIR: give a stream",
         ),
         (("predict", "--input", "visible=walk.mp4", "ir=ir", *MODEL), "give a stream with LWIR"),
         (

@@ -345,7 +345,7 @@ def test_truth_of_the_pair_is_the_models_own() -> None:
     (item,) = read_manifest("planted:shortcut?n=1")
     spec = InputSpec(frames=16, size=(32, 32))
     clip = generate(0, "shortcut")
-    for name in ("planted-honest", "planted-shortcut"):
+    for name in ("planted_honest", "planted_shortcut"):
         _, truth = read_item(item, model_of(spec, name=name))
         assert truth is not None
         assert torch.equal(truth.mask, clip.evidence_for(name).truth)

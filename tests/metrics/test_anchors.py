@@ -18,6 +18,7 @@ from tubelens.metrics.anchors import (
     centre_prior,
     common_maps,
     frame_difference,
+    loses,
     random_order,
     settled,
     time_mean,
@@ -172,3 +173,19 @@ def test_rounding_is_no_order():
     usual = odd.isfinite()
     torch.testing.assert_close(kept[usual], odd[usual], atol=1e-4, rtol=0)
     assert len(kept[usual].unique()) == len(odd[usual].unique())
+
+
+@pytest.mark.parametrize(
+    ("value", "anchor", "up", "expected"),
+    [
+        (0.3 + 0.6 + 0.1, 1.0, True, False),  # .9999999999999999
+        (1.0, 0.3 + 0.6 + 0.1, False, False),
+        (0.9999, 1.0, True, True),
+        (0.9999, 1.0, False, False),
+        (1.0001, 1.0, False, True),
+        (0.5, 1.0, None, False),
+        (NAN, 1.0, True, False),
+    ],
+)
+def test_a_tie_is_no_loss(value, anchor, up, expected):
+    assert loses(value, anchor, up) is expected

@@ -79,8 +79,9 @@ def test_less_is_better_in_deletion_alone(module: Module) -> None:
         ("gated", "deletion"): "better",
     }
     text = "\n".join(summary._grad_cam(rows))
-    assert "Against RISE and SIDU, by insertion and deletion together: better in 1, worse in 1" in text
-    assert "**Mixed" in text
+    assert "Against RISE, by insertion and deletion: better in 1, worse in 1, undecided in 0" in text
+    assert "Against gated (no competitor in the paper)" in text
+    assert "against both competitors: **Mixed" in text
 
 
 @pytest.mark.parametrize(

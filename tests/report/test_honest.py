@@ -473,3 +473,16 @@ def test_a_data_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     run = make(tmp_path / "run", usual, clips=2)
     with pytest.raises(OptionError, match="--data"):
         Report(str(run), data=str(tmp_path / "nowhere")).run()
+
+
+def test_a_value_that_only_the_truth_directs_is_not_ranked_without_it(tmp_path: Path) -> None:
+    """The share of bands that carry the evidence should be high; the largest share of any need not."""
+    values = {"net": {"A": STEADY, "B": [v - 0.3 for v in STEADY], "C": [v - 0.2 for v in STEADY]}}
+    facts = {"truth_directs": True, "kind": "curve", "needs_truth": False}
+    known = only(scored(tmp_path / "known", values, facts, anchors={"random": [0.25] * 30}))
+    assert (known.metric.higher, rankings([known]) is None) == (True, False)
+    blind = only(scored(tmp_path / "blind", values, facts))
+    assert (blind.metric.higher, blind.metric.arrow, rankings([blind])) == (None, "", None)
+    some = only(scored(tmp_path / "some", values, facts, anchors={"random": [0.25] * 29 + [math.nan]}))
+    assert some.metric.higher is None
+    assert not [line for line in cautions(blind) if "random" in str(line)]

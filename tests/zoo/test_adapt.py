@@ -6,6 +6,8 @@ import copy
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -317,6 +319,10 @@ def grey(x: Tensor) -> Tensor:
     return x.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1, -1)
 
 
+def own(x: Tensor) -> Tensor:
+    return x - torch.tensor(MEANS).view(-1, 1, 1, 1)
+
+
 def grouped() -> TorchModel:
     net = nn.Sequential(nn.Conv3d(3, 6, 3, padding=1, groups=3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
     return TorchModel(net.eval(), Pack(MEANS, STDS), spec=SPEC, name="grouped")
@@ -342,15 +348,112 @@ def normed() -> TorchModel:
         (lambda: colour(bands=("U", "V")), "average", ("LWIR",), {}, "takes the bands U, V: only"),
         (lambda: tl.late_fusion({"a": colour(), "b": colour()}), "extend", FOUR, {}, "before they are fused"),
         (lambda: colour(lambda x: x * 2 - 1), "average", FOUR, {"mean": 0.1}, "a `pack` of its own"),
-        (lambda: colour(grey), "average", FOUR, {}, "use replicate"),
+        (lambda: colour(grey), "average", FOUR, {}, "no convolution of colour is fed the bands themselves"),
+        (lambda: colour(own), "extend", FOUR, {}, "cannot be fed 4 bands: .*use replicate"),
+        (lambda: colour(own), "average", ("LWIR", "U"), {}, "cannot be fed 2 bands: .*use replicate"),
+        (lambda: aside(False), "average", (1,), {}, "one name each, not 1"),
+        (colour, "average", ("LWIR",), {"mean": "x"}, "one number, or one each for LWIR, not x"),
+        (colour, "average", ("LWIR",), {"mean": (None,)}, "one number, or one each for LWIR"),
         (grouped, "average", ("LWIR",), {}, "channels apart or weights that are computed: use replicate"),
         (normed, "average", ("LWIR",), {}, "no convolution of normed is fed the bands themselves"),
     ],
 )
-def test_what_cannot_be_adapted(make: Any, way: Any, bands: Any, options: Any, message: str):
+def test_what_cannot_be_adapted(
+    make: Any, way: Any, bands: Any, options: Any, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without
     with pytest.raises(OptionError, match=message) as error:
         tl.adapt(make(), way, bands=bands, **options)
     assert "\n" not in str(error.value)
+
+
+class Aside(nn.Module):
+    """The bands go elsewhere too, past the first convolution, which computes in half precision if asked."""
+
+    def __init__(self, elsewhere: bool, half: bool = False) -> None:
+        super().__init__()
+        self.elsewhere, self.half = elsewhere, half
+        self.conv, self.fc = nn.Conv3d(3, 4, 3), nn.Linear(4, 3)
+        self.to(torch.bfloat16 if half else torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.bfloat16() if self.half else x
+        out = self.fc(self.conv(input=x).relu().mean(dim=(2, 3, 4))).float()
+        return out + x[:, 2:].mean(dim=(1, 2, 3, 4))[:, None].float() * self.elsewhere
+
+
+def aside(elsewhere: bool = True, half: bool = False) -> TorchModel:
+    torch.manual_seed(0)
+    return TorchModel(Aside(elsewhere, half).eval(), Pack(MEANS, STDS), spec=SPEC, name="aside")
+
+
+def flipped() -> TorchModel:
+    return colour(lambda x: x.flip(1) * 2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "way", "bands"),
+    [
+        (flipped, "extend", FOUR),
+        (aside, "extend", FOUR),
+        (aside, "average", FOUR),
+        (aside, "average", ("U", "V", "W")),
+    ],
+)
+def test_a_network_that_does_more_with_its_bands_is_refused(make: Any, way: Any, bands: tuple[str, ...]):
+    with pytest.raises(OptionError, match=r"does more with the bands .*: use replicate"):
+        tl.adapt(make(), way, bands)
+
+
+def test_average_does_not_mind_in_which_order_a_pack_puts_bands():
+    adapted, x = tl.adapt(flipped(), "average", FOUR), pixels(1)
+    want = flipped()(x.expand(-1, 3, -1, -1, -1))
+    torch.testing.assert_close(adapted(x.expand(-1, 4, -1, -1, -1)), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_convolutions_that_are_called_by_name_or_compute_in_half_precision(half: bool):
+    model, x = aside(False, half), pixels(4)
+    adapted = tl.adapt(model, "extend", FOUR, new="zero")
+    torch.testing.assert_close(adapted(x), model(x[:, :3]), rtol=1e-2, atol=1e-2)
+
+
+def test_neither_autocast_nor_inference_mode_changes_what_is_made():
+    want = tl.adapt(colour(), "extend", FOUR)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kernel(tl.adapt(colour(), "extend", FOUR)), kernel(want))
+    model = colour()
+    with torch.inference_mode():
+        adapted = tl.adapt(model, "extend", FOUR)
+    assert not any(p.is_inference() for p in adapted.module.parameters())
+    assert adapted.submodule("stem.0").weight.requires_grad
+    adapted.module(adapted.pack(pixels(4))).sum().backward()
+
+
+def test_what_was_verified_is_no_longer_once_kernels_are_others():
+    model = replace(colour(), verified="by its hash")
+    assert tl.adapt(model, "replicate", "LWIR").verified
+    assert not tl.adapt(model, "average", "LWIR").verified
+    assert not tl.adapt(model, "extend", FOUR).verified
+
+
+def test_a_name_is_one_band_and_numbers_may_be_of_numpy_or_torch():
+    assert tl.adapt(colour(), "average", "LWIR").spec.bands == ("LWIR",)
+    for one in (np.float32(0.25), torch.tensor(0.25), np.array([0.25])):
+        assert tl.adapt(colour(), "average", "LWIR", mean=one).pack.mean == (0.25,)
+
+
+def normed_weights(norm: Any) -> TorchModel:
+    model = colour()
+    norm(model.submodule("stem.0"))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_are_computed(norm: Any):
+    with pytest.raises(OptionError, match="weights that are computed: use replicate"):
+        tl.adapt(normed_weights(norm), "average", "LWIR")
 
 
 def test_a_pack_of_ones_own_may_take_any_number_of_bands():

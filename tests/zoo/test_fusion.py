@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
 import tubelens as tl
 from tests.zoo.test_adapt import FOUR, colour, pixels, video
-from tubelens.errors import HeadError, OptionError
+from tubelens.errors import HeadError, LayerError, OptionError
 from tubelens.model import BlackBox, TorchModel
 
 
@@ -69,6 +71,45 @@ def test_layers_cam_and_rise_of_both():
     torch.testing.assert_close(other.saliency, same)  # infrared is none of its business
 
 
+def test_a_network_and_its_own_replicate_have_maps_of_their_own():
+    """Also where the streams of a fusion are fused again with one of them."""
+    one = colour()
+    warm = tl.adapt(one, "replicate", bands="LWIR")
+    for visible in (one, tl.late_fusion({"a": one, "b": colour(seed=7)})):
+        shown, inner = replace_bands(video(4)), "" if visible is one else "a."
+        for models in ({"visible": visible, "lwir": warm}, {"lwir": warm, "visible": visible}):
+            model = tl.late_fusion(models, bands=FOUR)
+            for stream, alone, layer in (("visible", visible, inner + "relu"), ("lwir", warm, "relu")):
+                own = tl.Clip(
+                    shown.pixels[:3] if stream == "visible" else shown.pixels[3:],
+                    alone.spec.bands,
+                    shown.source,
+                )
+                want = tl.explain(alone, own, tl.Tubes(layer=layer), 2).saliency
+                got = tl.explain(model, shown, tl.Tubes(layer=f"{stream}.{layer}"), 2).saliency
+                torch.testing.assert_close(got * 2, want, rtol=1e-3, atol=1e-5)
+    assert one.module is warm.module
+
+
+def test_sigmoids_stay_sigmoids():
+    """Several labels at once: the mean log-odds, each label by itself."""
+    visible = replace(colour(), unpack=torch.sigmoid, output="sigmoid")
+    warm = tl.adapt(replace(colour(seed=7), unpack=torch.sigmoid, output="sigmoid"), "replicate", "LWIR")
+    model, x = tl.late_fusion({"visible": visible, "lwir": warm}), pixels(4) * 0.1
+    a, b = visible(x[:, :3]), warm(x[:, 3:])
+    assert model.output == "sigmoid"
+    torch.testing.assert_close(model(x), ((a.logit(eps=1e-7) + b.logit(eps=1e-7)) / 2).sigmoid())
+    for average in ("logits", "probs"):
+        with pytest.raises(OptionError, match="they have no mean"):
+            tl.late_fusion({"visible": visible, "lwir": colour(bands=("R", "G", "B"))}, average=average)
+
+
+def test_layers_that_a_fusion_has_not():
+    for layer in ("visible", "visible.nope", "nope"):
+        with pytest.raises(LayerError, match=rf"has no layer '{layer}'"):
+            fused()[0].submodule(layer)
+
+
 def replace_bands(given: tl.Clip) -> tl.Clip:
     return tl.Clip(given.pixels, FOUR, given.source)
 
@@ -83,9 +124,13 @@ def replace_bands(given: tl.Clip) -> tl.Clip:
         ({"a": 0, "b": 0}, {"bands": FOUR}, "must be those of the networks"),
         ({"a": 0, "b": 0}, {"weights": (1,)}, "1 weights are given for 2 networks"),
         ({"a": 0, "b": 0}, {"weights": (0, 0)}, "must be positive"),
+        ({"a": 0, "b": 0}, {"weights": ("a", 1)}, r"are numbers, not \('a', 1\)"),
     ],
 )
-def test_what_cannot_be_fused(models: dict[str, int], options: Any, message: str):
+def test_what_cannot_be_fused(
+    models: dict[str, int], options: Any, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without
     with pytest.raises(OptionError, match=message):
         tl.late_fusion(dict.fromkeys(models, colour()), **options)
 

@@ -12,7 +12,8 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -27,7 +28,7 @@ from tubelens.cli.pyramid import Pyramid
 from tubelens.cli.report import Compare, Report
 from tubelens.errors import OptionError, TubelensError, nearest
 from tubelens.model import is_out_of_memory
-from tubelens.video.streams import named
+from tubelens.video.streams import Stream, named
 
 VERBS: dict[str, type[Any]] = {
     "demo": Demo,
@@ -45,6 +46,8 @@ VERBS: dict[str, type[Any]] = {
     "planted": Planted,
 }
 
+SOURCE = {field.name for field in fields(Stream)} - {"path", "name"}
+"""What a source's own text says, and no option does."""
 STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 USAGE = """usage: tubelens VERB [options]
@@ -122,7 +125,17 @@ def parse(args: list[str]) -> Any:
     for arg in rest:
         option = arg.partition("=")[0]
         if option.startswith("--") and option.replace("_", "-") not in known:
+            if option[2:] in SOURCE and {"video", "videos"} & names:
+                raise OptionError(
+                    f"{verb} has no option {option}: it belongs to the source, as in PATH?{option[2:]}=..."
+                )
             raise OptionError(f"{verb} has no option {option}{nearest(option, sorted(known))}")
+    before = list(takewhile(lambda arg: not arg.startswith("-"), rest))
+    if "video" in names and len(before) > 1 and all(map(named, before)):
+        raise OptionError(
+            f"{verb}: {before[0]} and {before[1]} are streams of one scene: join them with |, as in"
+            f' "{"|".join(before)}", or give them after --input'
+        )
     if "input" in names:
         rest = _inputs_together(verb, rest, one=issubclass(make, OneNetwork))
     complaint = io.StringIO()
@@ -132,7 +145,7 @@ def parse(args: list[str]) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             return None
-        raise OptionError(f"{verb}: {_one_line(complaint.getvalue())}") from stop
+        raise OptionError(f"{verb}: {_one_line(complaint.getvalue(), make)}") from stop
 
 
 def _inputs_together(verb: str, args: list[str], one: bool) -> list[str]:
@@ -168,8 +181,11 @@ def _inputs_together(verb: str, args: list[str], one: bool) -> list[str]:
     return [*rest, *(["--input", *values] if values else []), *args[end:]]
 
 
-def _one_line(box: str) -> str:
-    """The message inside a box drawn on the terminal (lines, or blanks where these cannot be shown)."""
+def _one_line(box: str, make: type[Any]) -> str:
+    """The message inside a box drawn on the terminal (lines, or blanks where these cannot be shown).
+
+    Of a choice that there is not, the choices in the order in which the verb declares them.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     rows = [row.strip(" │╭╮╰╯") for row in text.splitlines()][1:]  # without the title
     said: list[str] = []
@@ -177,7 +193,18 @@ def _one_line(box: str) -> str:
         if said and row and not row.strip("─-"):  # what follows a rule is help that fits no line
             break
         said.append(row.strip("─-") if not row.strip("─-") else row)
-    return " ".join(" ".join(said).split()) + " (`--help` tells the options)"
+    line = " ".join(" ".join(said).split())
+    if wrong := re.match(r"invalid choice '(.*?)' for argument '--([\w-]+)'", line):
+        choices = _choices(get_type_hints(make)[wrong[2].replace("-", "_")])
+        line = f"--{wrong[2]} {wrong[1]}: must be one of {', '.join(choices)}{nearest(wrong[1], choices)}"
+    return f"{line} (`--help` tells the options)"
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a type allows, in their order."""
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    return [word for part in get_args(hint) for word in _choices(part)]
 
 
 def run() -> None:

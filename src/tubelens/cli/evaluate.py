@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -19,9 +19,11 @@ from tubelens.cli.options import SeveralNetworks, each, told
 from tubelens.cli.show import STDERR, duration, note, print_json, print_table, progress, read_labels
 from tubelens.errors import OptionError
 from tubelens.evaluate.job import Network, asked
+from tubelens.evaluate.planted_models import own_networks
 from tubelens.evaluate.presets import filled
 from tubelens.evaluate.run import evaluate
 from tubelens.evaluate.summary import Evaluation, Line
+from tubelens.metrics.anchors import loses
 from tubelens.running import Precision, Progress
 from tubelens.store import RunStore
 
@@ -56,6 +58,10 @@ class Evaluate(SeveralNetworks):
 
     manifest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MANIFEST")]
     """The data set."""
+    model: tuple[str, ...] = field(default=(), kw_only=True)
+    """Names that `tubelens models` lists, files (net.keras, net.h5, net.json, net.onnx), folders or
+    hf:OWNER/NAME of transformers checkpoints, package.module:factory, path.py:factory. Default those that
+    learned the clips of planted:TASK (planted_xor, ...); else bundled."""
     method: tuple[str, ...] = ()
     """Methods, by name, with options in brackets if wanted; default tubes, or those of --preset."""
     metric: tuple[str, ...] = ()
@@ -117,6 +123,7 @@ class Evaluate(SeveralNetworks):
         self.method, self.metric = filled(self.preset, self.method, self.metric)
         if self.engine == "local" and (self.address is not None or self.slots is not None):
             raise OptionError("--address and --slots are for --engine ray")
+        self.model = self.model or own_networks(self.manifest)
         networks = self._networks()
         methods = [asked("method", written).name for written in self.method]
         metrics = [asked("metric", written).name for written in self.metric]
@@ -312,8 +319,7 @@ def _beside(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> tuple[floa
     value, random = (
         float((np.bincount(at, weights=columns[key][both]) / counts).mean()) for key in ("value", "random")
     )
-    up = facts.get("higher_is_better")
-    return random, up is not None and (value < random if up else value > random)
+    return random, loses(value, random, facts.get("higher_is_better"))
 
 
 def _lacking(lines: Sequence[Mean], methods: Sequence[str], metrics: Sequence[str]) -> list[str]:

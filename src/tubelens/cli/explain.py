@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import tyro
 from tubelens.api import OVER_WINDOWS, Many, explain_all
 from tubelens.budget import cost, in_forwards, one_forward
 from tubelens.cli.bands import Weighing
+from tubelens.cli.names import is_film, joined, slug, stems, views_of
 from tubelens.cli.notes import Finer
 from tubelens.cli.options import (
     Loading,
@@ -35,10 +35,10 @@ from tubelens.methods.select import Strongest
 from tubelens.model import Model
 from tubelens.render import draw
 from tubelens.render.arrange import network_names
-from tubelens.render.compose import look
-from tubelens.render.spectra import EACH, check_spectra
+from tubelens.render.look import look
+from tubelens.render.spectra import EACH, check_spectra, untinted
 from tubelens.running import Budget, Precision, Run
-from tubelens.video import ClipViews, ClipWindows, source_name, source_stem
+from tubelens.video import ClipViews, ClipWindows, source_name
 
 SUFFIXES = ("mp4", "gif", "webm", "png", "safetensors", "frames")
 Format = Literal["mp4", "gif", "webm", "png", "safetensors", "frames"]
@@ -144,7 +144,7 @@ class Explain(Sampled, Loading, SeveralNetworks):
         results: list[dict[str, Any]] = []
         compared: list[list[str]] = []
         videos = self.sources()
-        for video, stem in zip(videos, _stems(videos), strict=True):
+        for video, stem in zip(videos, stems(videos), strict=True):
             try:
                 found, failed = self._explain(networks, methods, video, finer, weighing)
                 written, agreed = self._write(found, stem, video, weighing)
@@ -194,7 +194,7 @@ class Explain(Sampled, Loading, SeveralNetworks):
         if not self.sources():
             given = (*self.model, *self.weights, *self.target, *self.method, *self.input)
             late = next(
-                (f": {g} was taken for a value of the option before it" for g in given if _film(g)), ""
+                (f": {g} was taken for a value of the option before it" for g in given if is_film(g)), ""
             )
             raise OptionError(
                 f"explain: name at least one VIDEO, before the options{late}"
@@ -212,7 +212,7 @@ class Explain(Sampled, Loading, SeveralNetworks):
             check_spectra(source, self.spectra)
         if self.views is not None and self.sampling not in (None, "views"):
             raise OptionError(f"--views and --sampling {self.sampling} are two ways of sampling: give one")
-        _views(self.views)
+        views_of(self.views)
         if self.start and (self.sampling == "views" or self.views is not None):
             raise OptionError("--start means nothing to views, which are spread over the whole video")
         if not 0 <= self.overlap < 1:
@@ -258,7 +258,7 @@ class Explain(Sampled, Loading, SeveralNetworks):
 
     def _read(self, model: Model, video: str) -> Clip | Many:
         if self.sampling == "views" or self.views is not None:
-            views: ClipViews = model.views(video, **_views(self.views), **self.given())
+            views: ClipViews = model.views(video, **views_of(self.views), **self.given())
             too_short(video, views)
             return views
         if self.sampling == "windows":
@@ -342,6 +342,8 @@ class Explain(Sampled, Loading, SeveralNetworks):
         if self.beside and len(self.model) == 1:
             groups = rows if self.apart else [every]
         compared = compare(every)
+        if untinted([s.explanation for s in every], self.palette, self.spectra):
+            note(f"{source_name(video)}: --palette {self.palette} changes nothing: all of it is in colour")
         weighing.write(every, video, lambda some: self._path(some, stem, "png"))
         results = []
         for group in groups:
@@ -382,43 +384,12 @@ class Explain(Sampled, Loading, SeveralNetworks):
             return out
         parts = [stem]
         if len(self.model) > 1:
-            parts.append(_joined([_slug(s.network) for s in group], "networks"))
-        parts.append(_joined([s.method for s in group], "methods"))
-        parts.append("+".join(dict.fromkeys(_slug(s.explanation.provenance.label) for s in group))[:80])
+            parts.append(joined([slug(s.network) for s in group], "networks"))
+        parts.append(joined([s.method for s in group], "methods"))
+        parts.append("+".join(dict.fromkeys(slug(s.explanation.provenance.label) for s in group))[:80])
         base = ".".join(parts)
         return out / (base.replace(".", "_") if kind == "frames" else f"{base}.{kind}")  # a suffix is a file
 
 
-def _joined(names: Sequence[str], what: str) -> str:
-    """`a-b`, or how many there are."""
-    unique = list(dict.fromkeys(names))
-    return "-".join(unique) if len(unique) <= 4 else f"{len(unique)}-{what}"
-
-
-def _film(name: str) -> bool:
-    """Whether it is a file or a folder that could be a video."""
-    path = Path(name)
-    return path.is_dir() or path.suffix.lower() in (".mp4", ".mkv", ".avi", ".webm", ".gif", ".mov", ".mpg")
-
-
-def _views(text: str | None) -> dict[str, int]:
-    """Clips and crops of `10x3`."""
-    if text is None:
-        return {}
-    found = re.fullmatch(r"([1-9]\d*)\s*x\s*([1-9]\d*)", text)
-    if found is None:
-        raise OptionError(f"--views {text}: write clips and crops, as in 10x3")
-    return {"clips": int(found[1]), "crops": int(found[2])}
-
-
 def _seeded(e: Explanation, seed: int) -> Explanation:
     return replace(e, provenance=replace(e.provenance, seed=seed))
-
-
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in label) or "target"
-
-
-def _stems(videos: tuple[str, ...]) -> list[str]:
-    """One file name stem a video; equal ones are numbered, so that nothing is overwritten."""
-    return numbered([source_stem(video) for video in videos])

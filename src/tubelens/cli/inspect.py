@@ -122,8 +122,9 @@ class Layers(Loading, OneNetwork):
         for option, value in (("--frames", self.frames), ("--size", self.size)):
             if value is not None and value < 1:
                 raise OptionError(f"{option} must be at least 1, not {value}")
-        builtin = self.model in zoo.MODELS and self.model != "bundled"
-        weights = self.weights or ("random" if builtin else None)  # where cells look, no weight can change
+        known = zoo.MODELS.get(self.model)
+        given = known is None or known.shipped
+        weights = self.weights or (None if given else "random")  # where cells look, no weight can change
         fed = self.fed("layers", streams=False)
         model = network(self.load(self.model, weights, fed, self.labels, self.adapt), "layers")
         spec = model.spec

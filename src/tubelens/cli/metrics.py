@@ -35,7 +35,7 @@ class Metrics:
             return 0
         columns = ("name", "looks at", "better", "truth", "cost", "source")
         rows = [
-            (name, e.kind, e.better, "needed" if e.needs_truth else "-", e.cost, e.source)
+            (name, e.kind, _better(e), "needed" if e.needs_truth else "-", e.cost, e.source)
             for name, e in METRICS.items()
         ]
         if self.json:
@@ -55,8 +55,13 @@ class Metrics:
         whole = Entry(kind, "", "") if entry is None else entry
         facts = {
             "looks at": whole.kind,
-            "better": whole.better,
+            "better": _better(whole),
             "truth": "needed" if whole.needs_truth else "-",
         }
         facts |= {} if entry is None else {"cost": entry.cost, "source": entry.source}
         describe(name, kind, facts, self.json)
+
+
+def _better(entry: Entry) -> str:
+    """Which way is better, and whether only the truth tells."""
+    return f"{entry.better} with truth" if getattr(entry.make, "truth_directs", False) else entry.better

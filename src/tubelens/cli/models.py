@@ -137,7 +137,7 @@ def table(recipes: Sequence[Recipe]) -> list[str]:
 def _row(r: Recipe) -> list[str]:
     t, (h, w) = r.spec.frames, r.spec.size
     layer = r.layer if len(r.layer) <= LONGEST else f"{r.layer[: LONGEST - 11]}…{r.layer[-10:]}"
-    here = r.name == "bundled" or any(cache(r, name) is not None for name in r.official)
+    here = r.shipped or any(cache(r, name) is not None for name in r.official)
     return [
         r.name,
         f"{t}x{h}x{w}",
@@ -155,7 +155,7 @@ def _describe(r: Recipe) -> None:
     step = f"{spec.rate:g} a second" if spec.rate is not None else f"every {_nth(spec.stride)}"
     snippet = f" of {spec.snippet}" if spec.snippet > 1 else ""
     weights = [f"{name} ({cache(r, name) or 'not here'})" for name in r.official] or ["none official"]
-    if r.name == "bundled":
+    if r.shipped:
         weights = ["bundled (in this package)"]
     rows = [
         ("source", r.source),

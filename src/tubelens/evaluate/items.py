@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tubelens.clip import Clip
-from tubelens.errors import InputError, TargetError
+from tubelens.errors import InputError, OptionError, TargetError
 from tubelens.target import class_index
 from tubelens.truth import Truth
 from tubelens.truth_sources import Boxes, boxes_truth, masks_truth, planted_truth
@@ -41,6 +41,7 @@ class Item:
         extra: further columns of a CSV.
         make: for clips that are made when they are read: called with the model's name, it gives the same item
             with its array and its truth.
+        where: it is written, for errors: the line of a CSV.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Item:
     fps: float | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     make: Callable[[str], Item] | None = field(default=None, repr=False)
+    where: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,7 @@ def read_item(
 
     Raises:
         VideoError: it cannot be read.
+        OptionError: it lacks a band that the model needs, or does not say how it is scaled; names its line.
         InputError: boxes or masks do not fit the video, or the array lacks a band.
     """
     item = item if item.make is None else item.make(getattr(model, "name", ""))
@@ -109,7 +112,10 @@ def read_item(
     video = item.path if item.array is None else _ordered(item, model.spec.bands)
     if video is None:
         raise InputError(f"{item.key}: has neither a path nor an array")
-    clip: Clip = model.read(video, sampling, **options)
+    try:
+        clip: Clip = model.read(video, sampling, **options)
+    except OptionError as error:
+        raise OptionError(f"{item.where}: {error}" if item.where else str(error)) from error
     if item.truth is None and item.boxes is None and item.masks is None:
         return clip, None
     flow = has_flow(model.spec.bands) and isinstance(video, str) and video.lower().endswith(FLOW_FILES)

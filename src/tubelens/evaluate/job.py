@@ -171,6 +171,7 @@ class Asked:
             "kind": str(self.made.kind),
             "higher_is_better": self.made.higher_is_better,
             "needs_truth": bool(self.made.needs_truth),
+            **({"truth_directs": True} if getattr(self.made, "truth_directs", False) else {}),
         }
 
 

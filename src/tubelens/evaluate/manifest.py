@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from torch import Tensor
@@ -25,12 +24,16 @@ from tubelens.planted import BENCHMARK, generate, labels
 from tubelens.plugins import imported
 from tubelens.video.images import SUFFIXES as IMAGES
 from tubelens.video.images import natural
+from tubelens.video.streams import read_options
 
 __all__ = ["Item", "Manifest", "check_labels", "label_index", "read_item", "read_manifest"]
 
 VIDEOS = frozenset(
     (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 )
+
+MEASURED = (".npy", ".npz", ".tif", ".tiff", ".cptv")
+"""Suffixes of measured values that may be read without options."""
 
 
 def read_manifest(
@@ -46,7 +49,8 @@ def read_manifest(
               `label`; optional `start`, `end` (seconds), `boxes` (JSON, a file of it, or `FILE#KEY`; see
               `truth_sources.read_boxes`), `masks` (a folder), `spectrum`, `id` (in place of the path as the
               clip's key); other columns are kept;
-            - a folder with a folder for every class, which holds videos or folders of frames;
+            - a folder with a folder for every class, which holds videos or folders of frames, or else files
+              of measured values;
             - `planted:TASK?n=40&seed=0`: clips with planted evidence (`tubelens.planted`), of as many seeds
               from the first one; `frames` and `size` likewise;
             - `msad:FOLDER?spectrum=IRTV`: the Multispectral Action Dataset (`tubelens.evaluate.msad`);
@@ -91,8 +95,9 @@ def _folder(name: str) -> Manifest:
     classes = [(entry, clips) for entry, clips in classes if clips]
     if not classes:
         raise InputError(
-            f"{name}: no folder in it holds videos ({', '.join(sorted(s[1:] for s in VIDEOS))}) or folders of"
-            " frames: put the clips of each class into a folder of its name, or give a CSV"
+            f"{name}: no folder in it holds videos ({', '.join(sorted(s[1:] for s in VIDEOS))}), folders of"
+            f" frames or measured values ({', '.join(s[1:] for s in MEASURED)}): put the clips of each class"
+            " into a folder of its name, or give a CSV"
         )
 
     def items() -> Iterator[Item]:
@@ -105,13 +110,18 @@ def _folder(name: str) -> Manifest:
 
 
 def _clips(folder: Path) -> list[str]:
-    """Names of the videos and of the folders of frames in a folder, in natural order."""
-    return [
+    """Names of the videos and of the folders of frames in a folder, in natural order.
+
+    Where there are none, of the files of measured values, which beside videos are something else: masks, say.
+    """
+    entries = _listed(folder)
+    clips = [
         entry.name
-        for entry in _listed(folder)
+        for entry in entries
         if entry.suffix.lower() in VIDEOS
-        or (entry.is_dir() and any(e.suffix.lower() in IMAGES for e in _listed(entry)))
+        or (os.path.isdir(entry) and any(e.suffix.lower() in IMAGES for e in _listed(entry)))
     ]
+    return clips or [entry.name for entry in entries if entry.suffix.lower() in MEASURED]
 
 
 def _listed(folder: str | Path) -> list[Path]:
@@ -202,7 +212,7 @@ def _planted(name: str) -> Manifest:
             f"{name}: unknown task {task!r}{nearest(task, BENCHMARK)}: one of {', '.join(BENCHMARK)}"
         )
     given = dict(PLANTED)
-    for key, value in parse_qsl(query, keep_blank_values=True):
+    for key, value in read_options(query, name):
         if key not in PLANTED:
             raise OptionError(
                 f"{name}: no option {key!r}{nearest(key, PLANTED)}: it has {', '.join(PLANTED)}"

@@ -195,6 +195,7 @@ def _csv_items(rows: Rows) -> Iterator[tuple[Item, int]]:
                 boxes=_boxes(rows.name, base, boxes, line) if boxes else None,
                 masks=os.path.join(base, masks) if masks else None,
                 extra=extra,
+                where=f"{rows.name}, line {line}{_empty(cells)}",
             ),
             line,
         )
@@ -213,6 +214,12 @@ def _source(cells: Mapping[str, str], base: str) -> tuple[str, str]:
     if is_plain(text) or os.path.exists(os.path.join(base, text)):
         return os.path.normpath(text), os.path.join(base, os.path.normpath(text))
     return beneath(text, ""), beneath(text, base)
+
+
+def _empty(cells: Mapping[str, str]) -> str:
+    """Which spectra a line lacks, in brackets."""
+    empty = [column for column, cell in cells.items() if column.startswith(STREAM) and not cell]
+    return f" ({', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty)" if empty else ""
 
 
 def _boxes(name: str, base: str, written: str, line: int) -> Boxes:

@@ -13,11 +13,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from tubelens.errors import InputError, OptionError, nearest
 from tubelens.evaluate.items import Item, Manifest
-from tubelens.video.streams import paired
+from tubelens.video.streams import paired, read_options
 
 PREFIX = "msad:"
 FOLDERS = {"TV": "visible", "IR": "ir"}
@@ -77,7 +76,7 @@ def msad_manifest(text: str, clips: Callable[[Path], list[str]]) -> Manifest:
 def _asked(text: str) -> tuple[Path, str, str]:
     folder, _, query = text.removeprefix(PREFIX).partition("?")
     given = {"spectrum": "IRTV", "split": ""}
-    for key, value in parse_qsl(query, keep_blank_values=True):
+    for key, value in read_options(query, text):
         if key not in given:
             raise OptionError(f"{text}: no option {key!r}{nearest(key, given)}: {USAGE}")
         given[key] = value

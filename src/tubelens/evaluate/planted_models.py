@@ -1,6 +1,6 @@
 """The networks of the planted benchmark by name: from the package, or trained once and kept.
 
-    model = planted_model("order")            # weights of the package
+    model = planted_model("order")            # weights of the package, as load_model("planted_order")
     model = planted_model("order", seed=1)    # trained the first time (a minute or two), kept for the next
 
 `key` and `dir` are the bundled network. `honest` and `shortcut` look at the same clips. `labels` learned
@@ -12,20 +12,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from importlib.resources import as_file, files
 from pathlib import Path
 
+from tubelens import zoo
 from tubelens.errors import CheckpointError, OptionError, nearest
-from tubelens.evaluate.lessons import BUNDLED, RECIPES, Settings, names
-from tubelens.evaluate.train import packing, train_planted, untrained
-from tubelens.model import InputSpec, TorchModel
-from tubelens.planted import TASKS, Task
-from tubelens.planted.generator import KINDS
-from tubelens.zoo.bundled import bundled
-from tubelens.zoo.checkpoint import fit, read_checkpoint
+from tubelens.evaluate.lessons import BUNDLED, RECIPES, Settings
+from tubelens.evaluate.train import train_planted
+from tubelens.model import TorchModel
+from tubelens.planted import BENCHMARK, TASKS, Task
+from tubelens.zoo.planted_names import PREFIX
 
 TASK_OF: dict[str, Task] = {task: task for task in TASKS}
 TASK_OF.update({name: recipe.task for name, recipe in RECIPES.items() if recipe.task is not None})
+LABELS = "labels"
 NAMES: tuple[str, ...] = tuple(TASK_OF)
 """What `planted_model` knows: a network a task, of which `shortcut` has two (`honest` and `shortcut`), and
 `labels`."""
@@ -71,23 +70,22 @@ def planted_model(
         OptionError: no network of that name, or settings for another.
         OutputError: the trained weights could not be written.
     """
-    task, known = task_of(name), BUNDLED if name in TASKS else name
+    task_of(name)
+    known = BUNDLED if name in TASKS else name
     recipe = settings or RECIPES[known]
     if recipe.network != known:
         raise OptionError(f"these are settings for network {recipe.network!r}, not for {known!r}")
+    zoo_name = BUNDLED if known == BUNDLED else PREFIX + name
     if seed == 0 and not retrain and settings is None:
-        if known == BUNDLED:
-            return bundled()
-        with as_file(files("tubelens.zoo").joinpath(f"planted_{name}.safetensors")) as shipped:
-            return _read(shipped, name, task, recipe, "bundled")
+        return _loaded(zoo_name)
     path = cached(name, cache, seed, recipe)
     if not retrain and path.is_file():
         try:
-            return _read(path, name, task, recipe, str(path))
+            return _loaded(zoo_name, path)
         except CheckpointError:
             pass  # cut short, or written by another version: the same training gives it again
     train_planted(path, seed, recipe, fresh, report)
-    return _read(path, name, task, recipe, str(path))
+    return _loaded(zoo_name, path)
 
 
 def cached(
@@ -100,23 +98,29 @@ def cached(
     return Path(cache or Path(base) / "planted") / f"{network}-{seed}-{digest}.safetensors"
 
 
-def _read(path: Path, name: str, task: Task, settings: Settings, weights: str) -> TorchModel:
-    """A trained network from its file.
+def own_networks(manifest: object) -> tuple[str, ...]:
+    """What `load_model` calls the networks that learned the clips of a data set: the bundled one, but for
+    `planted:TASK` of another task.
+
+    Raises:
+        OptionError: no network in the package learned that task.
+    """
+    written = str(manifest) if isinstance(manifest, str) else ""
+    task = written.removeprefix("planted:").partition("?")[0]
+    if not written.startswith("planted:") or task in TASKS or task not in BENCHMARK:
+        return (BUNDLED,)
+    found = tuple(PREFIX + name for name in NAMES if TASK_OF[name] == task and name != LABELS)
+    if not found:
+        raise OptionError(f"planted:{task}: no network in the package learned it: name one (model)")
+    return found
+
+
+def _loaded(name: str, path: Path | None = None) -> TorchModel:
+    """The network of that name, from a file or from the package.
 
     Raises:
         CheckpointError: a file that is missing, unreadable, or of another network.
     """
-    if settings.network == BUNDLED:
-        return bundled(path)
-    net = untrained(settings, 0)
-    fit(net, read_checkpoint(path), str(path), f"planted-{name}")
-    kind = KINDS[task]
-    return TorchModel(
-        module=net.eval().requires_grad_(False),
-        pack=packing(len(kind.bands)),
-        spec=InputSpec(frames=16, size=(kind.size, kind.size), resize=kind.size, bands=kind.bands),
-        labels=names(settings),
-        layer="blocks",
-        name=f"planted-{name}",
-        weights=weights,
-    )
+    model = zoo.load(name, path)
+    model.module.requires_grad_(False)
+    return model

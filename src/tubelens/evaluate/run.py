@@ -12,13 +12,14 @@ from typing import Any, Literal, Protocol
 import torch
 
 from tubelens.errors import InputError, OptionError
-from tubelens.evaluate.decode import default_workers
+from tubelens.evaluate.decode import Feed, decoded, default_workers
 from tubelens.evaluate.items import Manifest, check_labels
 from tubelens.evaluate.job import Job, Known, Network, Settings, TargetRule, asked
 from tubelens.evaluate.keeper import Keeper
 from tubelens.evaluate.local import Local
-from tubelens.evaluate.manifest import read_manifest
+from tubelens.evaluate.manifest import VIDEOS, read_manifest
 from tubelens.evaluate.manifest_csv import Missing
+from tubelens.evaluate.planted_models import own_networks
 from tubelens.evaluate.summary import Evaluation
 from tubelens.evaluate.work import Done, Task
 from tubelens.model import BlackBox, TorchModel
@@ -48,7 +49,7 @@ class Runs(Protocol):
 
 def evaluate(
     manifest: Any,
-    model: Any = "bundled",
+    model: Any = None,
     method: Any = "tubes",
     metric: Any = (),
     out: str | Path = "run",
@@ -82,7 +83,8 @@ def evaluate(
         manifest: a CSV, a folder for every class, `planted:TASK`, a function that yields clips, or a list
             (`read_manifest`).
         model: a name, a model, or a `Network` that says how it is loaded; several of them; or what the run
-            shall call them -> models.
+            shall call them -> models. None: those that learned the clips of `planted:TASK`; else the bundled
+            network.
         method: one or several, by name or as objects.
         metric: likewise; none: only maps are made.
         out: the run, a folder.
@@ -123,7 +125,7 @@ def evaluate(
         raise OptionError("seeds must be one or more different numbers")
     if engine not in ("local", "ray"):
         raise OptionError(f"engine must be local or ray, not {engine!r}")
-    networks = _networks(model, weights, device)
+    networks = _networks(own_networks(manifest) if model is None else model, weights, device)
     job = Job(
         networks,
         tuple(asked("method", given, seeds) for given in _several(method)),
@@ -150,6 +152,8 @@ def evaluate(
     with closing(runs):
         known = runs.known
         _check(job, known, opened)
+        if isinstance(runs, Local):
+            _look(job, runs, opened)
         with (
             RunStore.write(out, job.settings.shared) as store,
             closing(Keeper(store, job, known, opened, limit, skip_failed)) as keeper,
@@ -210,6 +214,25 @@ def _threads(out: str | Path, default: int) -> int:
             return int(store.meta["settings"].get("threads", default))
     except InputError:  # a run that was killed while it was made; of others, writing says what is wrong
         return default
+
+
+def _look(job: Job, runs: Local, manifest: Manifest) -> None:
+    """Read the first clip, before anything is written: a band that is missing, or values of which nobody says
+    how they are scaled, are most likely so in all. What is wrong with this file alone is found in its turn.
+
+    Raises:
+        OptionError: of a clip that is read from a file that is not just a video.
+    """
+    first = None if manifest.count is None else next(iter(manifest), None)  # generators may be dear
+    if first is None or first.path is None or os.path.splitext(first.path)[1].lower() in VIDEOS:
+        return
+    for spec in dict.fromkeys(job.settings.spec(model) for model in runs.models):
+        try:
+            decoded(first, Feed(spec))
+        except OptionError:
+            raise
+        except Exception:  # whatever is wrong with one file, or its boxes
+            continue
 
 
 def _check(job: Job, known: Sequence[Known], manifest: Manifest) -> None:

@@ -58,6 +58,7 @@ __all__ = [
     "Tubes",
     "XGradCAM",
     "accepts",
+    "brief",
     "method",
     "name_of",
     "option_names",
@@ -148,3 +149,8 @@ name_of, accepts, option_names = _NAMED.split, _NAMED.accepts, _NAMED.option_nam
 def short_name(written: str) -> str:
     """The name in the table of a method's repr (`GradCAMpp(layer=None)` is `gradcam++`)."""
     return _NAMED.short(written)
+
+
+def brief(written: str) -> str:
+    """A method's repr without the options that are at their defaults (`RISE(n=400)`), for titles."""
+    return _NAMED.brief(written)

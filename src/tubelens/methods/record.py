@@ -88,7 +88,8 @@ class Recorder:
             facts: numbers that the method reports, one dictionary a target.
             align: how drawings place the cells.
             scale: what drawings call cold and hot.
-            by_band: where the bands were told apart, names and grids of each target's, which sum to its grid.
+            by_band: where the bands were told apart, names and grids of each target's; they sum to its grid
+                unless the method reduces bands otherwise (to the largest, say).
         """
         scores = self.scores.detach()
         values: list[float] = evaluate(targets, scores, self.model.output)[:, 0].tolist()

@@ -1,10 +1,11 @@
 """Telling the bands of a clip apart: what all methods that can share.
 
-An option `spectrum` says how. `joint`: not at all, one map for all bands. `each`: one group of bands is dealt
-with after the other, while the other bands are as they are. `independent`: all at once, each group of bands
-with pieces (masks, regions) of its own. An option `groups` says which bands belong together, see
-`tubelens.spectra`. A method that has no such options cannot tell, and one that has not all three values says
-so by its type.
+An option `spectrum` says how. `joint`: not at all, one map for all bands. `each`: a map of each group of
+bands; methods that remove evidence deal with one group after the other, while the other bands are as they
+are; those that take gradients read each group's part of one gradient (integrated gradients and SmoothGrad
+change all bands at once). `independent`: all at once, each group of bands with pieces (masks, regions) of its
+own. An option `groups` says which bands belong together, see `tubelens.spectra`. A method that has no such
+options cannot tell, and one that has not all three values says so by its type.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tubelens.layout import Grid
 from tubelens.masks import EachBand, Independent, Masks
 from tubelens.methods.record import Recorder, voxels
 from tubelens.scoring import Part
-from tubelens.spectra import spectra
+from tubelens.spectra import told_apart
 from tubelens.target import Target
 
 Spectrum = Literal["joint", "each", "independent"]
@@ -69,6 +70,8 @@ def tells(method: Any) -> tuple[str, ...]:
 def check(method: Banded) -> None:
     """Raises: OptionError: a way that the method does not have, or groups that are not told apart."""
     known, name = ways(type(method)), type(method).__name__
+    if not isinstance(method.groups, str):
+        raise OptionError(f"{name}: groups are names of bands, as in RGB|IR, not {method.groups!r}")
     if method.spectrum not in known:
         raise OptionError(
             f"{name}: spectrum must be {' or '.join(known)}, not {method.spectrum!r}"
@@ -194,12 +197,12 @@ def apart(method: Banded, clip: Clip) -> Split:
     """How a method tells the bands of a clip apart.
 
     Raises:
-        OptionError: groups that do not fit the clip, or only one.
+        OptionError: groups that do not fit the clip, or only one, or bands that are copies of one.
     """
     bands = len(clip.bands)
     if method.spectrum == "joint":
         return Split("joint", ("",), (tuple(range(bands)),), bands)
-    groups = spectra(clip.bands, method.groups)
+    groups = told_apart(clip.pixels, clip.bands, method.groups)
     if len(groups) < 2:
         raise OptionError(
             f"{clip.source.name} has one group of bands, {next(iter(groups))}, so there is nothing to tell"

@@ -93,6 +93,12 @@ def between(
     return found, (NO_SCALE,) if found is None else ()
 
 
+def loses(value: float, anchor: float, higher_is_better: bool | None) -> bool:
+    """Whether a value is worse than an anchor's: not where only rounding tells them apart, nor with NaN."""
+    sign = 0 if higher_is_better is None else 1 if higher_is_better else -1
+    return sign * (anchor - value) > ROUNDING * max(1.0, abs(value))
+
+
 def warnings_for(
     value: float,
     anchors: Mapping[str, float],
@@ -111,13 +117,10 @@ def warnings_for(
         what: is scored, where that is no map.
         called: anchors that it should beat, and what they are called.
     """
-    if higher_is_better is None:
-        return ()
-    sign = 1 if higher_is_better else -1
     lost = [
         f"{words} ({anchors[name]:.3f})"
         for name, words in called.items()
-        if name in anchors and sign * (anchors[name] - value) > ROUNDING * max(1.0, abs(value))
+        if name in anchors and loses(value, anchors[name], higher_is_better)
     ]
     return (f"the {what} ({value:.3f}) does worse than {' and '.join(lost)}",) if lost else ()
 

@@ -31,13 +31,14 @@ from tubelens.metrics.options import checked, one_of
 from tubelens.metrics.protocol import Score
 from tubelens.running import RUN, Run
 from tubelens.shapley import LEAST, interactions, shapley
-from tubelens.spectra import spectra
+from tubelens.spectra import told_apart
 from tubelens.truth import Truth
 
 
 @dataclass(frozen=True)
 class BandShare:
-    """How much of the evidence each band carries.
+    """How much of the evidence each band carries. Where it is known which do, the value is their share, and
+    more is better; else the largest share of a band, of which neither more nor less is better.
 
     The bands are the players of a game: `v(S)` is the score of the clip in which the bands of S are as they
     are and the others are filled, within the map's tube (or in the whole clip). `v(all)` is the intact clip.
@@ -49,9 +50,9 @@ class BandShare:
     `interactions`) as a part of the same loss: 1 for two bands of which neither says anything alone; `loss`.
     Shares and synergies are as they come out: a band that speaks against the class has a negative share.
 
-    The value is the share of the bands that carry the evidence, where that is known, and more is better; the
-    anchors are then `random` (each player an equal share, what bands drawn by lot have) and, for tubes,
-    `oracle` (the true tube's). Else it is the largest share, of which neither more nor less is better.
+    Where the truth is known there are anchors: `random` (each player an equal share, what bands drawn by lot
+    have) and, for tubes, `oracle` (the true tube's). Where it is not, the score has no direction either, and
+    reports rank no method by it.
 
     Attributes:
         where: `tube`: within the map's tube; `clip`: everywhere, which is the model's alone and the same for
@@ -68,6 +69,7 @@ class BandShare:
 
     kind: ClassVar[Literal["curve"]] = "curve"
     higher_is_better: ClassVar[bool] = True
+    truth_directs: ClassVar[bool] = True
     needs_truth: ClassVar[bool] = False
 
     where: Literal["tube", "clip"] = "tube"
@@ -97,11 +99,11 @@ class BandShare:
         """One score an explanation: `2^n - 1` forwards a region for n players, and the intact clip once.
 
         Raises:
-            OptionError: groups that do not fit the clip's bands, more than 6 players, or an explanation or a
-                truth of another size than the clip.
+            OptionError: groups that do not fit the clip's bands, or bands that are copies of one, more than 6
+                players, or an explanation or a truth of another size than the clip.
             ScoreError: NaN or infinity.
         """
-        players = spectra(clip.bands, self.groups or "|".join(clip.bands))
+        players = told_apart(clip.pixels, clip.bands, self.groups or "|".join(clip.bands))
         tubes = [self._region(explanation, clip, truth) for explanation in explanations]
         regions = {tube.key: tube for tube in tubes if tube.frames}
         oracle = None

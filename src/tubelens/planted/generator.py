@@ -169,7 +169,7 @@ class PlantedClip:
         """
         if self.task != "shortcut":
             return self
-        follows = (shortcut.MARK,) if model.removeprefix("planted-") == "shortcut" else shortcut.EVIDENCE
+        follows = (shortcut.MARK,) if model.removeprefix("planted_") == "shortcut" else shortcut.EVIDENCE
         return _seen(self.task, self._wanted, self._scene, follows)
 
     def clip(self, fps: float = 8.0) -> Clip:
@@ -209,8 +209,11 @@ def generate(
         OptionError: an unknown task or label, a label of another task, a mark where there is none, or an
             empty clip.
     """
+    if isinstance(seed, str):
+        raise OptionError(f"a seed is a whole number, not {seed!r}: it comes before the task")
     if task is not None and task not in KINDS:
-        raise OptionError(f"unknown task {task!r}: one of {', '.join(BENCHMARK)}{nearest(task, BENCHMARK)}")
+        near = nearest(str(task), BENCHMARK)
+        raise OptionError(f"unknown task {task!r}: one of {', '.join(BENCHMARK)}{near}")
     if label is not None and not 0 <= label < len(labels(task or "key")):
         raise OptionError(f"label {label} is out of range: 0 to {len(labels(task or 'key')) - 1}")
     if seed < 0 or frames < 2 or (size is not None and size < 16):

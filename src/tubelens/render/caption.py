@@ -1,4 +1,4 @@
-"""Words and the heat-over-time strip, drawn inside a frame at its bottom.
+"""Words and the heat-over-time strip, drawn inside a frame at its bottom, or below a picture of few pixels.
 
     ┌────────────────────────────┐
     │          picture           │
@@ -6,8 +6,9 @@
     │▂▃▅▇▇▆▄▃|▂▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁│   strip: mean heat of every frame, and a play-head
     └────────────────────────────┘
 
-Sizes follow the frame's height. What does not fit is left out, least important first; a frame too small for
-legible letters gets none.
+Sizes follow the frame's height, and all pictures of a drawing have letters of one size. What does not fit is
+left out, least important first; a frame too small for legible letters gets none. Where the words would hide
+much of the picture they stand below it, and the frame is higher by them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tubelens.explanation import Explanation
 from tubelens.render.colour import Lut, line_width
+from tubelens.target import begins
 
 SMALLEST = 8
 """Pixels of the smallest letters that can be read."""
+LOW = 48
+"""Pictures of fewer lines are thumbnails: they have no strip, and no words below them."""
+SHARE = 1 / 6
+"""Of the picture's height that words may hide; two lines of words take less of a picture of 240 lines."""
 _WHITE, _GREY = (255, 255, 255, 255), (205, 205, 205, 255)
 _BAR = (0, 0, 0, 150)
 
@@ -61,10 +67,18 @@ class Caption:
     @property
     def other(self) -> str:
         """The note, and the predicted class or a word that it is this one; may be empty."""
+        return self._after(self.note)
+
+    @property
+    def brief(self) -> str:
+        """The same with the first part of the note only."""
+        return self._after(self.note.partition(" · ")[0])
+
+    def _after(self, note: str) -> str:
         said = "predicted" if self.top else ""
         if self.predicted is not None:
             said = f"predicted: {self.predicted[0]} {probability(self.predicted[1])}"
-        return " · ".join(part for part in (self.note, said) if part)
+        return " · ".join(part for part in (note, said) if part)
 
     @property
     def line(self) -> str:
@@ -78,7 +92,7 @@ def caption_of(explanation: Explanation) -> Caption:
     p = explanation.provenance
     label = " ".join(p.label.split())
     first = p.predicted[0] if p.predicted else None
-    top = first is not None and " ".join(first[0].split()) == label
+    top = first is not None and begins(label, " ".join(first[0].split()))
     return Caption(label, p.prob, None if top else first, top)
 
 
@@ -107,8 +121,68 @@ def clock(seconds: float) -> str:
 # ── the bar ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class Footing:
+    """Where the words of all pictures of a drawing stand, and in letters of which size.
+
+    Attributes:
+        size: of the letters, in pixels; None where no caption has room for legible ones.
+        bar: rows for captions below each picture.
+        strip: rows for the strip below those; with no row for either, both lie on the picture.
+    """
+
+    size: int | None = None
+    bar: int = 0
+    strip: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows by which a frame is higher than its picture."""
+        return self.bar + self.strip
+
+
+def crowded(captions: Sequence[Caption], last: float, picture: tuple[int, int]) -> bool:
+    """Whether a picture of that height and width is too low to have all that captions say on it."""
+    h, w = picture
+    return any(_bar_rows(_arranged(c, clock(last), w, h, below=True)) > SHARE * h for c in captions)
+
+
+def footing(
+    captions: Sequence[Caption], last: float, picture: tuple[int, int], strip: bool, below: bool
+) -> Footing:
+    """Where the words and the strip of pictures stand that are drawn together.
+
+    Args:
+        captions: of all of them; none are drawn where there are none.
+        last: the latest time that will be shown.
+        picture: height and width of each.
+        strip: whether there is one.
+        below: they stand below the pictures.
+    """
+    (h, w), time = picture, clock(last)
+    found = [_arranged(c, time, w, h, below=below) for c in captions]
+    size = min((form[0] for form in found if form is not None), default=None)
+    if not below:
+        return Footing(size)
+    rows = max((_bar_rows(_arranged(c, time, w, h, size, below=True)) for c in captions), default=0)
+    return Footing(size, rows, strip_rows(h) if strip else 0)
+
+
+def most_rows(height: int) -> int:
+    """Rows that a footing below pictures of that height, or of a lesser one, takes at most."""
+    letters = max(SMALLEST, round(6.5 + 0.025 * height))
+    return 2 * line_step(letters) + padding(letters) + strip_rows(height)
+
+
 def draw_bar(
-    frame: np.ndarray, caption: Caption, seconds: float, last: float | None = None, bottom: int = 0
+    frame: np.ndarray,
+    caption: Caption,
+    seconds: float,
+    last: float | None = None,
+    bottom: int = 0,
+    *,
+    size: int | None = None,
+    below: int | None = None,
 ) -> int:
     """Draw the caption on a half-transparent bar, in place.
 
@@ -118,18 +192,20 @@ def draw_bar(
         seconds: the time shown at the right.
         last: the latest time that will be shown; with it the arrangement is the same on all frames.
         bottom: rows at the foot of the frame that are taken (the strip).
+        size: of the letters; None: the largest that fit.
+        below: rows of the picture that the bar stands below; None: it lies on the picture.
 
     Returns:
         Rows that the bar took; 0 where no legible text fits.
     """
     h, w, _ = frame.shape
-    found = _arranged(caption, clock(seconds if last is None else last), w, h)
+    time = clock(seconds if last is None else last)
+    found = _arranged(caption, time, w, h if below is None else below, size, below is not None)
     if found is None:
         return 0
     size, lines, timed = found
     pad, step = padding(size), line_step(size)
-    rows = step * len(lines) + pad
-    top = h - bottom - rows
+    rows = _bar_rows(found)
     overlay = Image.new("RGBA", (w, rows), _BAR)
     pen = ImageDraw.Draw(overlay)
     for number, runs in enumerate(lines):
@@ -142,7 +218,7 @@ def draw_bar(
         pen.text(
             (w - pad, pad // 2 + size), clock(seconds), font=typeface(size, False), fill=_GREY, anchor="rs"
         )
-    _lay(frame, overlay, top)
+    _lay(frame, overlay, h - bottom - rows if below is None else below)
     return rows
 
 
@@ -156,16 +232,26 @@ def line_step(size: int) -> int:
     return round(size * 1.35)
 
 
+Form = tuple[int, list[list[Run]], bool]
+"""Size of the letters, lines, whether the time is shown."""
+
+
+def _bar_rows(form: Form | None) -> int:
+    return 0 if form is None else line_step(form[0]) * len(form[1]) + padding(form[0])
+
+
 @lru_cache(maxsize=64)
 def _arranged(
-    caption: Caption, time: str, width: int, height: int
-) -> tuple[int, list[list[Run]], bool] | None:
-    """Font size, lines, whether the time is shown: the fullest form that fits; None if none is legible."""
-    full = max(SMALLEST, round(6.5 + 0.025 * height))
-    small = max(SMALLEST, round(full * 0.85))
+    caption: Caption, time: str, width: int, height: int, only: int | None = None, below: bool = False
+) -> Form | None:
+    """The fullest form that fits, in letters of the size `only`; None if none is legible."""
+    full = only or max(SMALLEST, round(6.5 + 0.025 * height))
+    small = only or max(SMALLEST, round(full * 0.85))
     for size, two, other, value, right, least in _forms(full, small, time, bool(caption.other)):
+        if only not in (None, size):
+            continue
         rows = 2 if two else 1
-        if line_step(size) * rows + padding(size) > 0.25 * height:
+        if line_step(size) * rows + padding(size) > 0.25 * height and not below:
             continue
         font, bold = typeface(size, False), typeface(size, True)
         room = float(width - 2 * padding(size))
@@ -174,7 +260,8 @@ def _arranged(
         gap = font.getlength("   " + right) if right else 0.0
         space = room - gap - font.getlength(after) - font.getlength(tail)
         label = shortened(caption.label, bold, space, least)
-        second = shortened(caption.other, font, room, 16) if two else ""
+        whole = caption.other if font.getlength(caption.other) <= room else caption.brief
+        second = shortened(whole, font, room, 16) if two else ""
         if label is None or second is None:
             continue
         lines: list[list[Run]] = [[(label, True, _WHITE), (after, False, _WHITE), (tail, False, _GREY)]]
@@ -228,10 +315,12 @@ def typeface(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 def strip_rows(height: int) -> int:
     """Rows that the strip takes of a frame of that height; 0 for frames under 48."""
-    return 0 if height < 48 else max(5, round(height * 0.04))
+    return 0 if height < LOW else max(5, round(height * 0.04))
 
 
-def draw_strip(frame: np.ndarray, over_time: Float[np.ndarray, "n"], now: int, colours: Lut) -> int:
+def draw_strip(
+    frame: np.ndarray, over_time: Float[np.ndarray, "n"], now: int, colours: Lut, below: int | None = None
+) -> int:
     """Draw mean heat over time as a coloured area with a play-head, in place, at the foot of the frame.
 
     The height is a share of the highest value, counted from zero; the colour is that of the value itself, as
@@ -242,12 +331,13 @@ def draw_strip(frame: np.ndarray, over_time: Float[np.ndarray, "n"], now: int, c
         over_time: mean heat, in [0, 1], of every frame that is drawn.
         now: the frame that is shown.
         colours: the table of the colour map.
+        below: rows of the picture, where the strip does not lie on it.
 
     Returns:
         Rows taken; 0 where the frame is too low, or there is one frame only.
     """
     h, w, _ = frame.shape
-    rows, n = strip_rows(h), len(over_time)
+    rows, n = strip_rows(h if below is None else below), len(over_time)
     if rows == 0 or n < 2:
         return 0
     overlay = _area(tuple(np.asarray(over_time, dtype=float).tolist()), w, rows, colours.tobytes()).copy()

@@ -123,10 +123,11 @@ def over_black(frame: Rgba) -> Frame:
 
 
 def contour_tube(frame: Frame, heat: Heat, colours: Lut, at: Sequence[float] = LEVELS) -> Frame:
-    """Lines of equal heat at the levels `at`, in their colours, over a thin dark casing.
+    """Lines of equal heat at the levels `at`, in their colours, in a thin dark casing.
 
-    Lines are anti-aliased: a pixel's distance from the line is `|heat - level| / |gradient|`, worked out only
-    near the places where the heat crosses the level.
+    A pixel's distance from the line is `|heat - level| / |gradient|`, worked out only near the places where
+    the heat crosses the level. Lines are anti-aliased, but opaque over their whole width: half of a blue line
+    over orange would be grey.
 
     Raises:
         OptionError: a level outside (0, 1).
@@ -139,7 +140,7 @@ def contour_tube(frame: Frame, heat: Heat, colours: Lut, at: Sequence[float] = L
         y, x, distance = _near(heat, level, reach=int(np.ceil(width / 2)) + 2)
         if len(y):
             casing = np.clip(width / 2 + 1.5 - distance, 0, 1)[:, None] * 0.5
-            line = np.clip(width / 2 + 0.5 - distance, 0, 1)[:, None]
+            line = np.clip(width / 2 + 1 - distance, 0, 1)[:, None]
             pixels = out[y, x] * (1 - casing)
             out[y, x] = np.round(pixels * (1 - line) + colours[int(level * 255)] * line).astype(np.uint8)
     return out

@@ -11,12 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tubelens.explanation import Explanation
-from tubelens.methods import short_name
+from tubelens.methods import brief, short_name
 from tubelens.render import colour
 from tubelens.render.arrange import Cell, grouped, names, network_names, network_of
 from tubelens.render.caption import caption_of
-from tubelens.render.compose import Look
 from tubelens.render.heads import Head, heads
+from tubelens.render.look import Look
 from tubelens.render.paper import DPI, INK, SOFT, Row, colour_bar, pictures_of, quiet, write
 from tubelens.render.source import Moments, On, open_source, over_time
 from tubelens.render.spectra import views as views_of
@@ -138,7 +138,7 @@ def _title(sheet: Figure, many: Sequence[Explanation]) -> None:
     networks = list(dict.fromkeys(map(network_of, many)))
     path = many[0].source.path
     parts = [
-        ", ".join(written if len(written) == 1 else map(short_name, written)),
+        ", ".join(map(brief if len(written) == 1 else short_name, written)),
         ", ".join(
             f"{name} ({weights})" if "(" not in name else name
             for name, (_, weights) in zip(network_names(networks), networks, strict=True)

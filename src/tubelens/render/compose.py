@@ -6,20 +6,31 @@ heat are found once over the whole clip, before the first frame is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelens.errors import OptionError, nearest
 from tubelens.explanation import Explanation, scaled
-from tubelens.render import colour, palettes
+from tubelens.render import colour
 from tubelens.render.arrange import Cell, arrange, names
-from tubelens.render.caption import Caption, caption_of, draw_bar, draw_strip, on_view
-from tubelens.render.heads import band_rows, bands, heads
+from tubelens.render.caption import (
+    LOW,
+    Caption,
+    Footing,
+    caption_of,
+    crowded,
+    draw_bar,
+    draw_strip,
+    footing,
+    most_rows,
+    on_view,
+)
+from tubelens.render.heads import Head, band_rows, bands, heads
+from tubelens.render.look import STYLES, Look, look
 from tubelens.render.source import (
     EPSILON,
     Many,
@@ -32,101 +43,8 @@ from tubelens.render.source import (
     open_source,
     over_time,
 )
-from tubelens.render.spectra import EACH, View, heat_colours, layers, views
+from tubelens.render.spectra import EACH, layers, views
 from tubelens.video import sound_file
-
-
-@dataclass(frozen=True)
-class Look:
-    """How frames are drawn; made by `look`, which checks it.
-
-    Attributes:
-        styles: what each explanation is drawn as; several are columns.
-        beside: the original is the first column.
-        caption: label, probability, predicted class and time at the bottom.
-        strip: mean heat over time at the very bottom.
-        colours: table of the colour map. `own`: the user chose it, so that it also replaces the paper's jet,
-            and holds on every palette.
-        alpha: opacity of the hottest colour.
-        rgba: frames keep an alpha channel (focus).
-        palette: of pictures of one band; None: not chosen.
-        spectra: which pictures of a source of several spectra are drawn.
-    """
-
-    styles: tuple[str, ...]
-    beside: bool
-    caption: bool
-    strip: bool
-    colours: colour.Lut
-    own: bool
-    alpha: float
-    rgba: bool
-    palette: str | None = None
-    spectra: str = EACH
-
-    def on(self, shown: Sequence[View]) -> Look:
-        """The same, heat in colours that stay legible on these views."""
-        if self.own:
-            return self
-        return replace(self, colours=heat_colours(shown, self.palette, self.spectra))
-
-
-def _heat(frame: colour.Frame, heat: colour.Heat, look: Look) -> np.ndarray:
-    return colour.heat_tube(frame, heat, look.colours, look.alpha)
-
-
-def _paper(frame: colour.Frame, heat: colour.Heat, look: Look) -> np.ndarray:
-    return colour.paper_tube(frame, heat, look.colours if look.own else None)
-
-
-def _focus(frame: colour.Frame, heat: colour.Heat, look: Look) -> np.ndarray:
-    tube = colour.focus_tube(frame, heat)
-    return tube if look.rgba else colour.over_black(tube)
-
-
-def _contour(frame: colour.Frame, heat: colour.Heat, look: Look) -> np.ndarray:
-    return colour.contour_tube(frame, heat, look.colours)
-
-
-STYLES: dict[str, Callable[[colour.Frame, colour.Heat, Look], np.ndarray]] = {
-    "heat": _heat,
-    "paper": _paper,
-    "focus": _focus,
-    "contour": _contour,
-}
-"""Name of a style -> how it draws heat on a frame."""
-
-
-def look(
-    style: str | Sequence[str] = "heat",
-    *,
-    beside: bool = False,
-    caption: bool = True,
-    strip: bool = True,
-    colormap: str | None = None,
-    alpha: float | None = None,
-    rgba: bool = False,
-    palette: str | None = None,
-    spectra: str = EACH,
-) -> Look:
-    """The drawing options, checked; `spectra` is checked when the source is open.
-
-    Raises:
-        OptionError: unknown style, colour map or palette (the nearest are named), alpha outside [0, 1].
-    """
-    styles = (style,) if isinstance(style, str) else tuple(style)
-    for name in styles:
-        if name not in STYLES:
-            raise OptionError(f"unknown style {name!r}{nearest(name, STYLES)}: one of {', '.join(STYLES)}")
-    if not styles:
-        raise OptionError(f"no style given: one of {', '.join(STYLES)}")
-    opacity = colour.ALPHA if alpha is None else float(alpha)
-    colour.weights(opacity)  # checks it
-    table = colour.lut(colormap or colour.COLORMAP)
-    if palette is not None:
-        palettes.palette(palette)  # checks it
-    own = colormap is not None
-    return Look(styles, beside, caption, strip, table, own, opacity, rgba, palette, spectra)
 
 
 class Drawing:
@@ -183,17 +101,16 @@ class Drawing:
             self._cells = [[(cell, v) for cell in row for v in range(n)] for row in cells]
             above = [[replace(h, start=h.start * n, stop=h.stop * n) for h in row] for row in above]
             rows, columns = len(self._cells), len(self._cells[0])
-            factor = enlargement(first.size)
-            drawn = first.size[0] * factor, first.size[1] * factor
-            self._column = fitted(first.size, columns, fit, rows, band_rows(above, drawn))
+            self._layers = [layers(e, self._views) for e in self.explanations]
+            self._captions = self._said(networks=any(above))
+            self._column, self._footing = self._room(first.size, fit, above)
             self._bands = bands(above, columns, self._column)
             h, w = self._column
-            self.size = (h * rows + sum(len(b) for b in self._bands if b is not None), w * columns)
+            words = sum(len(b) for b in self._bands if b is not None)
+            self.size = ((h + self._footing.rows) * rows + words, w * columns)
             self.audio: tuple[str, float, float] | None = None
             if (sound := sound_file(self.video)) is not None:
                 self.audio = (sound, self.times[0], self.times[-1])
-            self._layers = [layers(e, self._views) for e in self.explanations]
-            self._captions = self._said(networks=any(above))
             self._maps = {id(x.explanation): x.explanation for row in self._layers for x in row}
             self._over_time = {
                 key: over_time(e, self.times) if look.strip else None for key, e in self._maps.items()
@@ -212,6 +129,32 @@ class Drawing:
         for k, ((_, _, frame), *saliency) in enumerate(zip(picked, *maps, strict=True)):
             pictures = [fit_to(view.of(frame), self._column) for view in self._views]
             yield self.times[k], self._draw(pictures, saliency, k)
+
+    def _room(
+        self, size: tuple[int, int], fit: int | None, above: Sequence[Sequence[Head]]
+    ) -> tuple[tuple[int, int], Footing]:
+        """Height and width of one picture, and where its words stand.
+
+        Below pictures that are enlarged, all of whose pixels are evidence, and below those that the words
+        would hide too much of; but on them where `fit` would then leave less than two thirds of the pictures.
+        """
+        factor, last = enlargement(size), self.times[-1]
+        rows, columns = len(self._cells), len(self._cells[0])
+        taken = band_rows(above, (size[0] * factor, size[1] * factor))
+        said = [c for row in self._captions for c in row] if self.look.caption else []
+        if said and self.look.beside:
+            said += [self._original(v) for v in range(len(self._views))]
+        strip = self.look.strip and len(self.times) > 1
+        column = fitted(size, columns, fit, rows, taken)
+        below = crowded(said, last, column) or (factor > 1 and bool(said or strip))
+        if below and fit is not None:
+            less = fitted(size, columns, fit, rows, taken + rows * most_rows(column[0]))
+            below = less[0] >= max(LOW, column[0] * 2 / 3)
+            column = less if below else column
+        return column, footing(said, last, column, strip, below and column[0] >= LOW)
+
+    def _original(self, v: int) -> Caption:
+        return on_view(Caption("original"), self._views[v].name)
 
     def _said(self, networks: bool) -> list[list[Caption]]:
         """The caption of each explanation on each view; the prediction stands above where `networks` do."""
@@ -261,28 +204,40 @@ class Drawing:
     ) -> np.ndarray:
         """One picture of the grid, of view `v`."""
         if cell is None:
-            empty = np.zeros_like(frame)
+            empty = self._with_foot(np.zeros_like(frame))
             return _opaque(empty) if self.look.rgba else empty
         number, style = cell
         if number is None:
             picture = _opaque(frame) if self.look.rgba else frame.copy()
-            self._annotate(picture, on_view(Caption("original"), self._views[v].name), None, k)
-            return picture
+            return self._annotated(picture, self._original(v), None, k)
         source = self.explanations[number].source
         key = id(self._layers[number][v].explanation)
         picture = STYLES[style](frame, heats[key], self.look)
         if self.look.rgba and picture.shape[2] == 3:
             picture = _opaque(picture)
         colour.mark_crop(picture, source.box, source.size)
-        self._annotate(picture, self._captions[number][v], self._over_time[key], k)
+        return self._annotated(picture, self._captions[number][v], self._over_time[key], k)
+
+    def _annotated(
+        self, picture: np.ndarray, caption: Caption, curve: Float[np.ndarray, "n"] | None, k: int
+    ) -> np.ndarray:
+        """The picture with words and strip, on it in place or below it."""
+        feet = self._footing
+        below = len(picture) if feet.rows else None
+        picture = self._with_foot(picture)
+        taken = 0 if curve is None else draw_strip(picture, curve, k, self.look.colours, below)
+        if self.look.caption:
+            last = self.times[-1]
+            draw_bar(picture, caption, self.times[k], last, taken, size=feet.size, below=below)
         return picture
 
-    def _annotate(
-        self, column: np.ndarray, caption: Caption, curve: Float[np.ndarray, "n"] | None, k: int
-    ) -> None:
-        taken = 0 if curve is None else draw_strip(column, curve, k, self.look.colours)
-        if self.look.caption:
-            draw_bar(column, caption, self.times[k], last=self.times[-1], bottom=taken)
+    def _with_foot(self, picture: np.ndarray) -> np.ndarray:
+        """The picture on black, opaque rows for what stands below it."""
+        if not self._footing.rows:
+            return picture
+        foot = np.zeros((self._footing.rows, *picture.shape[1:]), np.uint8)
+        foot[..., 3:] = 255
+        return np.concatenate([picture, foot])
 
     def close(self) -> None:
         """Close the source."""
@@ -316,14 +271,15 @@ def frames(
 
     One explanation without `beside`, of a source with one picture, keeps the source's frame size and gives
     one frame for each of its frames. Frames of less than 64 pixels a side are enlarged by a whole factor, to
-    240 or more.
+    240 or more. Below these, and where the caption would take more than a sixth of the height, the words and
+    the strip stand under the picture, and the frame is higher by their rows.
 
     Args:
         explanations: one, or several of the same video, arranged as `tubelens.render.arrange` tells.
         style: `heat`, `paper` (the published overlay), `focus` or `contour`; several are columns.
         beside: the original at the left.
-        caption: target, probability, predicted class and time, inside the frame.
-        strip: mean heat over time with a play-head, inside the frame.
+        caption: target, probability, predicted class and time, at the foot.
+        strip: mean heat over time with a play-head, at the foot.
         colormap: name of a matplotlib colour map.
         alpha: opacity of the hottest colour, in [0, 1].
         rgba: keep the alpha channel of focus tubes: frames are `(h, w, 4)`.

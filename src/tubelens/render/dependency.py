@@ -22,7 +22,7 @@ from tubelens.errors import OptionError
 from tubelens.explanation import Explanation, scaled
 from tubelens.methods.pyramid_graph import Dependency, Step
 from tubelens.render.caption import probability
-from tubelens.render.compose import STYLES, Look, look
+from tubelens.render.look import STYLES, Look, look
 from tubelens.render.sheet import DPI, pixels
 from tubelens.render.source import Moments, On, fit_to, open_source
 from tubelens.video import source_name, write_png

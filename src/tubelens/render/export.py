@@ -10,7 +10,8 @@ from typing import Any
 
 from tubelens.errors import OptionError
 from tubelens.explanation import WRITERS, Explanation
-from tubelens.render.compose import Drawing, look
+from tubelens.render.compose import Drawing
+from tubelens.render.look import look
 from tubelens.render.sheet import figure, pixels
 from tubelens.render.source import Many, On, as_list, enlargement
 from tubelens.render.spectra import EACH
@@ -43,7 +44,8 @@ def draw(
     """Draw one explanation, or several of one video side by side; the suffix decides what is written.
 
     - `.mp4`, `.webm`: frame size, times and sound of the source (H.264 needs even sides: an odd one grows by
-      a pixel); small frames are enlarged, and several spectra stand side by side, as `frames` tells. With
+      a pixel); small frames are enlarged, and several spectra stand side by side, as `frames` tells; there
+      words stand below the picture. With
       `style="focus"` the heat is the alpha channel of a `.webm`; elsewhere focus is on black.
     - `.gif`: at most 480 pixels a side, but of small frames.
     - `.png`: a contact sheet, see `figure`; `beside`, `caption`, `strip`, `fps` and `fit` do not apply.
@@ -55,8 +57,8 @@ def draw(
         style: `heat`, `paper` (the published overlay), `focus` or `contour`; several are columns of a video
             and rows of a sheet. Default: heat for a video, all but paper for a sheet.
         beside: the original at the left (a sheet always shows it).
-        caption: target, probability, predicted class and time, inside the frame.
-        strip: mean heat over time with a play-head, inside the frame.
+        caption: target, probability, predicted class and time, at the foot.
+        strip: mean heat over time with a play-head, at the foot.
         colormap: name of a matplotlib colour map.
         alpha: opacity of the hottest colour, in [0, 1].
         on: draw on this path, `(t, h, w, c)` array or clip, in place of the source.

@@ -8,8 +8,10 @@ from html import escape
 from pathlib import Path
 
 from tubelens.explanation import REPRS, Explanation
+from tubelens.methods import brief
 from tubelens.render.caption import caption_of
-from tubelens.render.compose import Drawing, look
+from tubelens.render.compose import Drawing
+from tubelens.render.look import look
 from tubelens.video import VideoSink
 
 WIDTH = 320
@@ -21,7 +23,7 @@ def html(explanation: Explanation) -> str:
     """A video of at most 320 pixels as a data URI, and one line of text; the text alone where that fails."""
     try:
         line = escape(caption_of(explanation).line)
-        method = escape(explanation.provenance.method)
+        method = escape(brief(explanation.provenance.method))
     except Exception:
         return f"<pre>{escape(object.__repr__(explanation))}</pre>"
     words = f'<div style="font:13px sans-serif">{line} <span style="color:#777">{method}</span></div>'

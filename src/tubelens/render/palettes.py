@@ -4,8 +4,8 @@ A palette turns the grey of a picture into colours, as thermal cameras do. Light
 never rises along `black-hot`), so that what is warmer also looks brighter, in print and to colour-blind eyes.
 
 Heat in the usual map, turbo, stands out on greys, but not on the oranges and reds of `inferno` and `iron`:
-there an orange spot is a warm hand as well as a hot cell. On these, heat is drawn in `GLACIER`, blue to cyan
-to green, hues that neither of them contains.
+there an orange spot is a warm hand as well as a hot cell. On these, heat is drawn in `GLACIER`, light blue to
+cyan to green: neither of them has cyan or green, and the blue of `iron` is a dark one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ PALETTES = ("white-hot", "black-hot", "inferno", "iron")
 """Names of palettes; the first leaves a picture as it is."""
 IRON = (
     (0.00, (0, 0, 0)),
-    (0.15, (36, 8, 94)),
-    (0.35, (120, 18, 140)),
-    (0.55, (206, 58, 74)),
-    (0.72, (243, 128, 18)),
-    (0.87, (255, 207, 40)),
+    (0.12, (0, 0, 150)),
+    (0.28, (110, 0, 200)),
+    (0.40, (205, 15, 90)),
+    (0.50, (245, 80, 0)),
+    (0.65, (255, 145, 0)),
+    (0.80, (255, 205, 10)),
+    (0.90, (255, 240, 110)),
     (1.00, (255, 255, 255)),
 )
-"""Black, indigo, magenta, red, orange, yellow, white, in the manner of thermal cameras."""
+"""Black, deep blue, violet, red, orange, yellow, white: the ironbow of thermal cameras, bluer than inferno in
+the cold, and orange from the middle on."""
 GLACIER = (
     (0.00, (0, 60, 170)),
     (0.40, (0, 140, 235)),

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from tubelens.explanation import Explanation, scaled
 from tubelens.render import colour
-from tubelens.render.compose import STYLES, Look
+from tubelens.render.look import STYLES, Look
 from tubelens.render.source import EPSILON, Moments, enlargement, fit_to
 from tubelens.render.spectra import View
 from tubelens.video import Frames

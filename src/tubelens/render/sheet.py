@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 
 from tubelens.errors import OptionError
 from tubelens.explanation import Explanation
-from tubelens.methods import short_name
+from tubelens.methods import brief, short_name
 from tubelens.render import colour
 from tubelens.render.arrange import names, network_of
 from tubelens.render.caption import caption_of, probability
 from tubelens.render.comparison import comparison
-from tubelens.render.compose import look
+from tubelens.render.look import look
 from tubelens.render.paper import (
     DPI,
     INK,
@@ -51,6 +51,7 @@ LEGEND = len(_LINES)
 """So many curves have a legend; of more, the names of the rows have the curves' colours."""
 _LEFT, _RIGHT, _GAP = 0.42, 0.78, 0.045
 _HEAD, _CURVE, _FOOT = 0.82, 0.85, 0.42
+_BAR_TITLE = 0.3
 
 
 def figure(
@@ -139,9 +140,10 @@ def figure(
             upright_name(sheet, row.name, _LEFT, _HEAD + r * (cell_h + _GAP) + cell_h / 2, cell_h, ink)
         if r in bars:
             jet = row.style == "paper" and not how.own and all(rows[b].style == "paper" for b in bars)
-            place = (_LEFT + columns * (cell_w + _GAP) + 0.06, _HEAD + r * (cell_h + _GAP))
+            title = _BAR_TITLE if len(bars) > 1 else 0.0  # the one above would be written over
+            place = (_LEFT + columns * (cell_w + _GAP) + 0.06, _HEAD + r * (cell_h + _GAP) + title)
             whose = [row.explanation] if len(many) == 1 and row.explanation is not None else many
-            bar = axes(*place, 0.11, max(cell_h, 0.5) if len(bars) == 1 else cell_h * 0.8)
+            bar = axes(*place, 0.11, max(cell_h - 1.2 * title, 0.5 - title))
             colour_bar(sheet, bar, colour.published_jet() if jet else how.colours, whose, bars[r])
     if curve_h:
         wide = columns * (cell_w + _GAP) - _GAP
@@ -162,14 +164,22 @@ def _rows(many: Sequence[Explanation], styles: Sequence[str], views: Sequence[Vi
                 rows.append(Row(f"{name}, {view.name}" if view.name else name, e, style, v))
         if e.by_band:
             for band, own, v in band_rows(e, views):
-                rows.append(Row(f"{title}, {band}" if several else band, own, styles[0], v, band=True))
+                rows.append(
+                    Row(
+                        f"{title}, heat of {band}" if several else f"heat of {band}",
+                        own,
+                        styles[0],
+                        v,
+                        band=True,
+                    )
+                )
     return rows
 
 
 def _bars(rows: Sequence[Row]) -> dict[int, str]:
     """Rows that have a colour bar, and what stands above it: the first with heat, the first of a band."""
     bars: dict[int, str] = {}
-    for title, band in (("heat", False), ("bands", True)):
+    for title, band in (("heat", False), ("one band's\nheat", True)):
         heated = [r for r, row in enumerate(rows) if row.style in HEATED and row.band is band]
         if heated:
             bars[heated[0]] = title
@@ -193,7 +203,7 @@ def _title(sheet: Figure, many: Sequence[Explanation], video: str) -> None:
     if after:
         write(sheet, after, title + 0.16, 0.175, wide + _LEFT - title - 0.16, size=10.5, color=SOFT)
     written = list(dict.fromkeys(e.provenance.method for e in many))
-    methods = ", ".join(written if len(written) == 1 else map(short_name, written))
+    methods = ", ".join(map(brief if len(written) == 1 else short_name, written))
     layers = ", ".join(dict.fromkeys(f"layer {e.provenance.layer}" for e in many if e.provenance.layer))
     made = " · ".join(part for part in (methods, f"{p.model} ({p.weights})", layers, video) if part)
     write(sheet, made, _LEFT, 0.40, wide, size=8, color=SOFT)

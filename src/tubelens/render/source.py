@@ -16,7 +16,8 @@ from torch import Tensor
 from tubelens.clip import Clip, Source
 from tubelens.errors import OptionError, VideoError
 from tubelens.explanation import Explanation
-from tubelens.video import Frames, exists, open_video
+from tubelens.video import Frames, open_video
+from tubelens.video.streams import absent
 
 Many = Explanation | Sequence[Explanation]
 """One explanation, or several of the same video."""
@@ -65,9 +66,10 @@ def open_source(source: Source, on: On = None) -> Frames:
         )
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
-        if not exists(name):
+        gone = absent(name)
+        if gone is not None:
             hint = "" if on is not None else ": pass on= with the file or the frames to draw on"
-            raise VideoError(f"{name}: no such file or folder{hint}")
+            raise VideoError(f"{gone}: no such file or folder{hint}")
         video = open_video(name, fps=source.fps if Path(name).is_dir() else None)
     else:
         name = "the array"

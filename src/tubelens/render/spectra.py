@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from tubelens.errors import OptionError, nearest
 from tubelens.explanation import Explanation
 from tubelens.render import colour
 from tubelens.render.palettes import PALETTES, heat_on, overlaid, palette, tinted
+from tubelens.render.source import Moments, open_source
 from tubelens.spectra import COLOURS
 from tubelens.video import Frames
 from tubelens.video.arrays import ArrayFrames
@@ -102,32 +104,42 @@ class Layer:
     said: str = ""
 
 
-def check(names: Sequence[str], which: str) -> None:
-    """Whether a source with pictures of these names can be drawn so.
+def asked(names: Sequence[str], which: str, bands: Sequence[Sequence[str]] = ()) -> str:
+    """`each`, `first`, `overlay`, or the name of a picture: what was asked for, whatever its capitals.
+
+    Args:
+        names: of the source's pictures.
+        which: what was asked for; a band stands for the picture that shows it.
+        bands: of each picture, as far as they are known.
 
     Raises:
         OptionError: a spectrum that there is not, or an overlay of one.
     """
-    if which in (EACH, FIRST) or which in names or (which == OVERLAY and len(names) > 1):
-        return
+    known = (EACH, FIRST, *((OVERLAY, *names) if len(names) > 1 else names))
+    for name in known:
+        if name.lower() == which.lower():
+            return name
+    for name, own in zip(names, bands, strict=False):
+        if name and which.lower() in (band.lower() for band in (*own, _joined(own))):
+            return name
     if len(names) < 2:
         raise OptionError(
             f"spectra={which!r} needs a source of several spectra, as in visible=a.mp4|lwir=b/:"
             " this one has one picture"
         )
-    known = (EACH, FIRST, OVERLAY, *names)
     raise OptionError(f"unknown spectra {which!r}{nearest(which, known)}: one of {', '.join(known)}")
 
 
 def check_spectra(source: str, which: str) -> None:
-    """The same before a source is opened, as far as its text tells: bands of one file are not known yet.
+    """Whether they are there, before a source is opened, as far as its text tells.
 
     Raises:
         OptionError: a spectrum that there is not, or an overlay of one.
     """
     parts = streams(source)
-    if len(parts) > 1 or not is_measured(parts[0]):
-        check([part.name for part in parts], which)
+    told = [part.bands or (tuple(COLOUR) if part.name.lower() in VISIBLE else ()) for part in parts]
+    if len(parts) > 1 or not is_measured(parts[0]):  # bands of one file are not known yet
+        asked([part.name for part in parts], which, told)
 
 
 def views(
@@ -143,14 +155,14 @@ def views(
         video: the source, open.
         many: explanations drawn on it.
         indices: frames that are drawn; a few are looked at where a palette needs to know what is grey.
-        which: `each`, `first`, `overlay`, or the name of a spectrum.
+        which: `each`, `first`, `overlay`, or the name of a spectrum or of one of its bands.
         tint: name of a palette.
 
     Raises:
         OptionError: a spectrum that there is not, an unknown palette.
     """
     pictures = _pictures(video, many)
-    check([p.name for p in pictures], which)
+    which = asked([p.name for p in pictures], which, [p.bands for p in pictures])
     pairs: list[tuple[Picture | None, Picture]]
     if which == OVERLAY:
         base = next((i for i, p in enumerate(pictures) if _visible(p)), 0)
@@ -179,7 +191,22 @@ def heat_colours(shown: Sequence[View], tint: str | None, which: str) -> colour.
     """The colours of heat in a drawing of these views: one table for all, so that one bar explains them."""
     if all(view.table is None for view in shown):
         return heat_on(PLAIN)
-    return heat_on(tint or (LAID_OVER if which == OVERLAY else PLAIN))
+    return heat_on(tint or (LAID_OVER if which.lower() == OVERLAY else PLAIN))
+
+
+def untinted(many: Sequence[Explanation], tint: str | None, which: str = EACH) -> bool:
+    """Whether that palette would change nothing in a drawing of them: all that it would show is in colour.
+
+    Raises:
+        OptionError: a spectrum that there is not, an unknown palette.
+        VideoError: the source is gone or has changed.
+    """
+    if tint in (None, PLAIN):
+        return False
+    with open_source(many[0].source) as video:
+        return all(
+            view.table is None for view in views(video, many, Moments.of(video, many).indices, which, tint)
+        )
 
 
 # ── whose heat ───────────────────────────────────────────────────────────────────────────────────────────
@@ -193,7 +220,10 @@ def layers(e: Explanation, shown: Sequence[View]) -> tuple[Layer, ...]:
     own = [names if len(names) < len(e.bands) else () for names in own]
     maps = band_maps(e, [names for names in own if names])
     whole = Layer(e, "all bands" if any(own) else "")
-    return tuple(Layer(maps[names], f"only {_joined(names)}, one scale") if names else whole for names in own)
+    return tuple(
+        Layer(maps[names], f"{_joined(names)}'s own heat · same scale for all bands") if names else whole
+        for names in own
+    )
 
 
 def band_rows(e: Explanation, shown: Sequence[View]) -> list[tuple[str, Explanation, int]]:
@@ -209,13 +239,15 @@ def band_maps(e: Explanation, together: Sequence[tuple[str, ...]] = ()) -> dict[
 
     A scale of its own would draw a band without effect as hot as the one that decided.
     """
-    grids = dict(e.by_band)
+    own = {name: e.band(name) for name in e.bands}  # of windows and views several parts each
     found = {}
     for names in dict.fromkeys([*((name,) for name in e.bands), *together]):
-        first = e.band(names[0])
-        values = sum((grids[name].values for name in names[1:]), start=grids[names[0]].values)
+        parts = tuple(
+            replace(same[0], values=torch.stack([part.values for part in same]).sum(dim=0))
+            for same in zip(*(own[name].parts for name in names), strict=True)
+        )
         record = replace(e.provenance, label=f"{e.provenance.label} · {_joined(names)}")
-        found[names] = replace(first, parts=(replace(first.parts[0], values=values),), provenance=record)
+        found[names] = replace(own[names[0]], parts=parts, provenance=record)
     limits = [m.limits for m in found.values()]
     common = min(low for low, _ in limits), max(high for _, high in limits)
     for m in found.values():

@@ -92,15 +92,17 @@ def from_bytes(data: bytes) -> Explanation:
 def _packed(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file."""
     tensors = {}
-    grids = [*explanation.parts, *(grid for _, grid in explanation.by_band)]
-    for i, part in enumerate(grids):
-        tensors[f"part{i}.values"] = part.values.contiguous().cpu()
-        for axis in ("t", "y", "x"):
-            tensors[f"part{i}.{axis}"] = torch.tensor(getattr(part, axis), dtype=torch.float64)
+    # the maps of bands have keys of their own: a reader that knows of none must not stitch them to the parts
+    bands = [grid for _, grid in explanation.by_band]
+    for what, grids in (("part", explanation.parts), ("band", bands)):
+        for i, grid in enumerate(grids):
+            tensors[f"{what}{i}.values"] = grid.values.contiguous().cpu()
+            for axis in ("t", "y", "x"):
+                tensors[f"{what}{i}.{axis}"] = torch.tensor(getattr(grid, axis), dtype=torch.float64)
     source = {k: v for k, v in asdict(_without_array(explanation.source)).items() if k != "array"}
     header = {
-        "parts": [{"span": part.span, "weight": part.weight, "area": part.area} for part in grids],
-        "bands": [name for name, _ in explanation.by_band],
+        "parts": [_place(part) for part in explanation.parts],
+        "bands": [{"name": name, **_place(grid)} for name, grid in explanation.by_band],
         "size": explanation.size,
         "source": source,
         "target": {"kind": type(explanation.target).__name__, "classes": explanation.target.classes},
@@ -112,30 +114,33 @@ def _packed(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def _unpacked(tensors: dict[str, Tensor], header: dict[str, Any]) -> Explanation:
-    parts = tuple(
-        Grid(
-            tensors[f"part{i}.values"],
-            tuple(tensors[f"part{i}.t"].tolist()),
-            tuple(tensors[f"part{i}.y"].tolist()),
-            tuple(tensors[f"part{i}.x"].tolist()),
-            span=(part["span"][0], part["span"][1]),
-            weight=part["weight"],
-            area=None if part.get("area") is None else tuple(part["area"]),
-        )
-        for i, part in enumerate(header["parts"])
-    )
     size, target = header["size"], header["target"]
     bands = header.get("bands", ())
-    own = len(parts) - len(bands)
     return Explanation(
-        parts[:own],
+        tuple(_grid(tensors, f"part{i}", place) for i, place in enumerate(header["parts"])),
         (size[0], size[1], size[2]),
         _source(header["source"]),
         TARGETS[target["kind"]](*target["classes"]),
         _provenance(header["provenance"]),
         header["align"],
         header.get("scale", "range"),
-        tuple(zip(bands, parts[own:], strict=True)),
+        tuple((place["name"], _grid(tensors, f"band{i}", place)) for i, place in enumerate(bands)),
+    )
+
+
+def _place(grid: Grid) -> dict[str, Any]:
+    return {"span": grid.span, "weight": grid.weight, "area": grid.area}
+
+
+def _grid(tensors: dict[str, Tensor], key: str, place: dict[str, Any]) -> Grid:
+    return Grid(
+        tensors[f"{key}.values"],
+        tuple(tensors[f"{key}.t"].tolist()),
+        tuple(tensors[f"{key}.y"].tolist()),
+        tuple(tensors[f"{key}.x"].tolist()),
+        span=(place["span"][0], place["span"][1]),
+        weight=place["weight"],
+        area=None if place.get("area") is None else tuple(place["area"]),
     )
 
 

@@ -15,6 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
 from tubelens.errors import InputError, OptionError, VideoError
+from tubelens.video.measured_arrays import open_array
+from tubelens.video.measured_files import BROKEN
 from tubelens.video.streams import Stream
 
 TIE = 1e-6
@@ -23,6 +25,8 @@ ROUNDING = 1e-3
 """Seconds to which some containers round time stamps."""
 RATIO = 0.02
 """By so much two ratios of height and width may differ and still be meant to be the same."""
+LONGEST = 1 << 20
+"""Bytes of a text from which on it cannot be meant to be a matrix."""
 SINGULAR = 1e9
 """Condition number, in units of the frame sizes, from which on a homography has no inverse to speak of."""
 
@@ -202,12 +206,20 @@ def warp(
         InputError: it has no inverse.
         OptionError: nothing of the stream comes to lie on the frame.
     """
+    # It is one up to a factor: a power of two changes no digit, and keeps what follows within all numbers.
+    matrix = np.ldexp(matrix, -int(np.frexp(np.abs(matrix).max())[1]))
     units, to_units = np.diag([size[1], size[0], 1.0]), np.diag([1 / to[1], 1 / to[0], 1.0])
-    condition = np.linalg.cond(to_units @ matrix @ units)
+    with np.errstate(all="ignore"):
+        condition = np.linalg.cond(to_units @ matrix @ units)
     if not condition < SINGULAR:
         raise InputError(f"{name}: the matrix is singular: it maps the plane onto a line or a point")
     # What lies behind the camera has the other sign there than the middle of the stream's frame.
     ahead = np.sign((matrix @ np.array([(size[1] - 1) / 2, (size[0] - 1) / 2, 1.0]))[2])
+    if ahead == 0:
+        raise InputError(
+            f"{name}: its horizon goes through the middle of the stream's frame, so that either side may be"
+            " ahead of the camera: check the last row of the matrix"
+        )
     y, x = np.mgrid[: to[0], : to[1]].astype(np.float64)
     u, v, scale = np.tensordot(np.linalg.inv(matrix), np.stack([x, y, np.ones_like(x)]), axes=1)
     front = scale * ahead > 0
@@ -233,20 +245,31 @@ def read_homography(file: str) -> Float[np.ndarray, "3 3"]:
     """
     try:
         if Path(file).suffix.lower() == ".npy":
-            matrix = np.asarray(np.load(file, allow_pickle=False), dtype=np.float64)
+            stored = open_array(Path(file))
+            if stored.dtype.kind not in "uif":
+                raise ValueError(f"its values are {stored.dtype}")
+            _check_shape(file, stored.shape)
+            with np.errstate(over="ignore"):  # wider floats
+                matrix = np.array(stored, dtype=np.float64)
         else:
+            if Path(file).stat().st_size > LONGEST:
+                raise ValueError("it is too long")
             text = Path(file).read_text(encoding="utf-8-sig")
             rows = [line.partition("#")[0] for line in text.replace(",", " ").replace(";", " ").splitlines()]
             matrix = np.array([[float(n) for n in row.split()] for row in rows if row.strip()])
     except OSError as error:
         raise InputError(f"{file}: this homography cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, EOFError) as error:
+    except BROKEN as error:
         raise InputError(
             f"{file}: no matrix can be read from it: give 3x3 numbers as .npy, or as three lines of text"
         ) from error
-    if matrix.shape != (3, 3):
-        shape = "x".join(map(str, matrix.shape)) or "single number"
-        raise InputError(f"{file}: a homography is a 3x3 matrix, this is {shape}")
+    _check_shape(file, matrix.shape)
     if not np.isfinite(matrix).all():
         raise InputError(f"{file}: the matrix has values that are not finite")
     return matrix
+
+
+def _check_shape(file: str, shape: tuple[int, ...]) -> None:
+    if shape != (3, 3):
+        said = "x".join(map(str, shape)) or "single number"
+        raise InputError(f"{file}: a homography is a 3x3 matrix, this is {said}")

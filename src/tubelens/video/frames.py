@@ -5,19 +5,18 @@ spectra of one scene.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from tubelens.errors import OptionError
+from tubelens.errors import OptionError, VideoError
 from tubelens.video.arrays import ArrayFrames
 from tubelens.video.file import FileFrames
-from tubelens.video.images import FolderFrames
+from tubelens.video.images import ROUNDED, FolderFrames
 from tubelens.video.measured import SCALES, MeasuredFrames, check_options, is_measured, measured_file
 from tubelens.video.measured_images import holds_values, image_folder, one_band
 from tubelens.video.paired import PairedFrames
-from tubelens.video.streams import VISIBLE, Stream, streams
+from tubelens.video.streams import FASTEST, SLOWEST, VISIBLE, Stream, streams
 
 __all__ = ["ArrayFrames", "Frames", "exactly", "open_stream", "open_video", "sound_file"]
 
@@ -37,8 +36,8 @@ def open_video(source: str | os.PathLike[str] | np.ndarray | Tensor, fps: float 
         OptionError: a rate that is not positive, or one for a file.
         InputError: an array of another rank, type or range.
     """
-    if fps is not None and not 0 < fps < float("inf"):
-        raise OptionError(f"fps must be positive, not {fps}")
+    if fps is not None and not SLOWEST <= fps <= FASTEST:
+        raise OptionError(f"fps must be positive, {SLOWEST:g} to {FASTEST:g}, not {fps}")
     if not isinstance(source, str | os.PathLike):
         return ArrayFrames(source, fps or 25.0)
     parts = streams(source)
@@ -62,7 +61,7 @@ def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | Folder
     if is_measured(stream):
         return MeasuredFrames(stream, measured_file(stream), fps)
     pictures: FileFrames | FolderFrames
-    if Path(stream.path).is_dir():
+    if os.path.isdir(stream.path):
         if holds_values(stream.path):
             return MeasuredFrames(stream, image_folder(stream), fps)
         pictures = FolderFrames(stream.path, stream.fps or fps or 25.0)
@@ -71,6 +70,8 @@ def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | Folder
             raise OptionError(f"{stream.path}: fps is for folders and arrays; a file has its own times")
         pictures = FileFrames(stream.path)
     scaled = [option for option in SCALES if option in stream.given()]
+    if pictures.notes and (scaled or stream.palette or stream.bands or _unseen(stream)):
+        raise VideoError(f"{stream.path}: {ROUNDED}")  # measured values, which must not lose their low bits
     if stream.palette or (scaled and (len(stream.bands) == 1 or _unseen(stream))):
         return MeasuredFrames(stream, one_band(stream, pictures), fps)
     if scaled:

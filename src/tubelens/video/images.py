@@ -22,6 +22,9 @@ SWAPPED = {5, 6, 7, 8}
 """EXIF orientations that exchange height and width."""
 
 
+ROUNDED = "16-bit colour PNG cannot be read exactly, only 8 bits of it: save it as TIFF"
+
+
 class FolderFrames:
     """The images of one folder, in natural order (`frame2` before `frame10`).
 
@@ -32,20 +35,21 @@ class FolderFrames:
         rotation: 0; each image's own orientation is applied as it is read.
         has_audio: False.
         decoded: images decoded so far.
-        bands, pictures, notes: see `FileFrames`.
+        bands, pictures: see `FileFrames`.
+        notes: that 16-bit colours lose their lower half.
     """
 
     rotation = 0
     has_audio = False
     bands: tuple[str, ...] = ("R", "G", "B")
     pictures: tuple[str, ...] = ("",)
-    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 25.0) -> None:
         self.path: str | None = os.fspath(path)
         self.fps = float(fps)
         self.decoded = 0
         self.files = image_files(path)
+        self.notes: tuple[str, ...] = (ROUNDED,) if any(map(loses_bits, self.files)) else ()
         self.size = _size(self.files[0])
         for file in self.files:
             size = _size(file)
@@ -117,11 +121,31 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
     except OSError as error:
         raise VideoError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     pictures = [p for p in found if not p.name.startswith(("flow_x", "flow_y"))]  # flow beside frames
-    files = sorted((p for p in pictures or found if p.is_file()), key=natural)
+    files = sorted((p for p in pictures or found if os.path.isfile(p)), key=natural)
     if not files:
         known = ", ".join(s[1:] for s in SUFFIXES)
         raise VideoError(f"{folder}: a folder without images ({known}): give a video or a folder of frames")
     return files
+
+
+def loses_bits(file: Path) -> bool:
+    """Whether an image is a PNG of 16 bits whose colours or transparency make Pillow drop the lower 8."""
+    if file.suffix.lower() != ".png":
+        return False
+    try:
+        with file.open("rb") as data:
+            start = data.read(26)
+    except OSError as error:
+        raise broken(file, error) from error
+    depth_and_kind = start[24:26]
+    return start[12:16] == b"IHDR" and depth_and_kind[0:1] == b"\x10" and depth_and_kind != b"\x10\x00"
+
+
+def broken(file: Path, error: BaseException) -> VideoError:
+    """What is told of an image that cannot be read."""
+    if isinstance(error, OSError) and error.strerror:  # by the system, not by Pillow
+        return VideoError(f"{file}: this image cannot be read: {error.strerror}")
+    return VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it")
 
 
 def hash_of(files: Iterable[Path]) -> str:
@@ -155,7 +179,7 @@ def read_image(file: Path) -> UInt8[np.ndarray, "h w 3"]:
             clear = picture.has_transparency_data
             return over_black(np.array(picture.convert("RGBA" if clear else "RGB")))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
+        raise broken(file, error) from error
 
 
 def _size(file: Path) -> tuple[int, int]:
@@ -170,7 +194,7 @@ def _size(file: Path) -> tuple[int, int]:
             swapped = early and image.getexif().get(0x0112) in SWAPPED
             return (width, height) if swapped else (height, width)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
+        raise broken(file, error) from error
 
 
 def _tiff_size(file: Path, image: Any) -> tuple[int, int]:

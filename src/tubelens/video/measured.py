@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from tubelens.errors import OptionError
+from tubelens.errors import OptionError, VideoError
 from tubelens.video.arrays import unnamed
 from tubelens.video.dead import filled, survey
 from tubelens.video.display import shown
 from tubelens.video.images import hash_of
-from tubelens.video.measured_files import Recording, array_file, cptv_file, raw_file
+from tubelens.video.measured_arrays import array_file
+from tubelens.video.measured_files import Recording, cptv_file, raw_file
 from tubelens.video.measured_images import tiff_file
 from tubelens.video.moments import increasing, shown_at
-from tubelens.video.scaling import scale_of
-from tubelens.video.streams import VISIBLE, Stream
+from tubelens.video.scaling import cut_off, scale_of
+from tubelens.video.streams import FASTEST, SLOWEST, VISIBLE, Stream
 
 LOADERS: Mapping[str, Callable[[Stream], Recording]] = {
     ".npy": array_file,
@@ -37,7 +39,7 @@ SCALES = ("range", "percentile", "bits")
 
 def is_measured(stream: Stream) -> bool:
     """Whether a stream is a file of measured values, going by its suffix."""
-    return Path(stream.path).suffix.lower() in LOADERS and not Path(stream.path).is_dir()
+    return Path(stream.path).suffix.lower() in LOADERS and not os.path.isdir(stream.path)
 
 
 def measured_file(stream: Stream) -> Recording:
@@ -88,13 +90,17 @@ class MeasuredFrames:
         self.audio_path, self.has_audio = recording.audio, recording.audio is not None
         self.exact, self.decoded = False, 0
         self._times, self.fps = _moments(stream, recording, fps)
-        plain = not (stream.given() or stream.name) and Path(stream.path).is_dir()  # opened with its rate
+        plain = not (stream.given() or stream.name) and os.path.isdir(stream.path)  # opened with its rate
         rated = fps is not None and stream.fps is None and not recording.times and not plain
         self.path: str | None = str(replace(stream, fps=fps) if rated else stream)
         looked = recording.at_hand or not recording.finite
         seen = survey(recording, stream.dead == "error") if looked else None
         self.scale = scale_of(recording, stream, seen)
-        self.notes: tuple[str, ...] = recording.notes + (seen.notes if seen is not None else ())
+        self.notes: tuple[str, ...] = (
+            *recording.notes,
+            *(seen.notes if seen is not None else ()),
+            *cut_off(recording, stream),
+        )
 
     def times(self) -> list[float]:
         """Seconds of every frame; the first is 0."""
@@ -138,7 +144,7 @@ class MeasuredFrames:
     def sha256(self) -> str | None:
         """Hash of the content of the file; of a folder, of the names and contents in order."""
         files = self.recording.files
-        if Path(self.stream.path).is_dir():
+        if os.path.isdir(self.stream.path):
             return hash_of(files)
         with files[0].open("rb") as data:
             return hashlib.file_digest(data, "sha256").hexdigest()
@@ -187,6 +193,14 @@ def _moments(stream: Stream, recording: Recording, fps: float | None) -> tuple[t
             raise OptionError(
                 f"{stream.path}: fps is for what has no times: the frames of {recording.kind} have their own"
             )
-        return own, (len(own) - 1) / own[-1] if len(own) > 1 else recording.fps or 25.0
+        if len(own) < 2:
+            return own, recording.fps or 25.0
+        average = (len(own) - 1) / own[-1]
+        if not SLOWEST <= average <= FASTEST:
+            raise VideoError(
+                f"{stream.path}: {len(own)} frames in {own[-1]:g} seconds cannot be meant: check its times,"
+                " and that their name ends with their unit (_s, _ms, _us, _ns)"
+            )
+        return own, average
     rate = stream.fps or fps or recording.fps or 25.0
     return tuple(number / rate for number in range(recording.count)), rate

@@ -1,11 +1,17 @@
-"""Files of measured values: arrays, raw files and CPTV recordings, each as a `Recording`."""
+"""Values as they were measured, each file as a `Recording`: here raw files and CPTV recordings."""
 
 from __future__ import annotations
 
-import re
+import contextlib
+import io
+import logging
+import math
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +19,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from tubelens.errors import OptionError, VideoError, nearest
+from tubelens.errors import OptionError, VideoError
 from tubelens.video.container import regular_file
 from tubelens.video.streams import Stream
 
 Values = Shaped[np.ndarray, "h w c"]
 """One frame as it was measured: any real type, native byte order."""
-BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-"""What numpy and zip raise for files that are not what they seem to be."""
-TIMES = re.compile(r"time|stamp|seconds|(^|_)(t|ts|secs?)(_|$)")
+BROKEN = (
+    *(OSError, ValueError, TypeError, EOFError, LookupError, SyntaxError, OverflowError, MemoryError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
+"""What numpy, zip and the reader of CPTV raise for files that are not what they seem to be."""
+logging.getLogger("cptv").addHandler(logging.NullHandler())  # else it prints on the user's terminal
 RATE = 9.0
 """Frames a second of the cameras that write CPTV, where the file says nothing."""
-UNITS = {"_ns": 1e-9, "_us": 1e-6, "_ms": 1e-3, "_s": 1.0, "_sec": 1.0, "_seconds": 1.0, "seconds": 1.0}
-"""What the end of a name says about the unit of times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +90,7 @@ def of_array(kind: str, file: Path, values: np.ndarray, **more: Any) -> Recordin
             f"{file}: frames must be an array (t, h, w) or (t, h, w, c) and not empty, not {values.shape}"
         )
     if values.dtype.kind not in "uif":
-        raise VideoError(f"{file}: frames must be integers or floats, not {values.dtype}")
+        raise VideoError(f"{file}: frames must be integers or floats, not {values.dtype}: save them as such")
     native = values.dtype.newbyteorder("=")
     t, h, w, c = values.shape if values.ndim == 4 else (*values.shape, 1)
 
@@ -93,89 +100,6 @@ def of_array(kind: str, file: Path, values: np.ndarray, **more: Any) -> Recordin
 
     finite = native.kind != "f"
     return Recording(kind, t, (h, w), c, native, read, (file,), finite=finite, at_hand=True, **more)
-
-
-def array_file(stream: Stream) -> Recording:
-    """The array of an `.npy` file, mapped into memory, or of an `.npz` file.
-
-    In an `.npz` it is the array that `key` names, else the only one of rank 3 or 4. The frame times are an
-    array of as many values as there are frames that increase: seconds, unless its name ends with `_ms`, `_us`
-    or `_ns`.
-
-    Raises:
-        VideoError: it cannot be read, or its frames are not to be told from other arrays.
-        OptionError: a key that there is not.
-    """
-    file = regular_file(stream.path)
-    try:
-        with file.open("rb") as data:
-            if data.read(2) != b"PK":
-                return of_array("an .npy file", file, np.load(file, mmap_mode="r", allow_pickle=False))
-            data.seek(0)
-            content = np.load(data, allow_pickle=False)
-            arrays = {name: content[name] for name in content.files if _plain(content, name)}
-    except BROKEN as error:
-        raise VideoError(f"{file}: cannot be read as an array: {error}") from error
-    name = _key(file, arrays, stream.key)
-    frames = arrays.pop(name)
-    found, notes = _frame_times(arrays, len(frames)) if frames.ndim in (3, 4) else ((), ())
-    return of_array("an .npz file", file, frames, times=found, options=("key",), notes=notes)
-
-
-def _plain(content: Any, name: str) -> bool:
-    """Whether an array holds no pickled objects, which are never read."""
-    try:
-        return bool(content[name].dtype.kind != "O")
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            return False
-        raise
-
-
-def _key(file: Path, arrays: Mapping[str, np.ndarray], key: str) -> str:
-    if key:
-        if key not in arrays:
-            raise OptionError(
-                f"{file}: has no array {key!r}{nearest(key, arrays)}: one of {', '.join(arrays)}"
-            )
-        return key
-    able = [name for name, array in arrays.items() if array.ndim in (3, 4)]
-    if len(able) != 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no array"
-        which = "say which are the frames, as in ?key=" + able[0] if able else "frames are (t, h, w[, c])"
-        raise VideoError(f"{file}: holds {shapes}: {which}")
-    return able[0]
-
-
-def _frame_times(arrays: Mapping[str, np.ndarray], count: int) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Seconds of every frame where an array tells them, and what the user should know about it."""
-    able = {n: a for n, a in arrays.items() if a.shape == (count,) and a.dtype.kind in "uifM"}
-    named = {n: a for n, a in able.items() if a.dtype.kind == "M" or TIMES.search(n.lower())}
-    rising = [n for n, a in able.items() if _rises(a) and (n in named or not _counts(a))]
-    best = sorted(rising, key=lambda n: (n not in named, not n.lower().endswith(tuple(UNITS))))
-    if not best:
-        bad = next(iter(named), None) if count > 1 else None
-        unused = f"{bad!r} does not increase throughout and is not used as the times of the frames"
-        return (), (unused,) if bad is not None else ()
-    name, moments = best[0], arrays[best[0]]
-    stated = moments.dtype.kind == "M" or name.lower().endswith(tuple(UNITS))
-    if moments.dtype.kind == "M":
-        seconds = (moments - moments[0]) / np.timedelta64(1, "ns") * 1e-9
-    else:
-        unit = next((u for end, u in UNITS.items() if name.lower().endswith(end)), 1.0)
-        seconds = (moments - moments[0]).astype(np.float64) * unit
-    notes = () if stated else (f"the times of the frames are those of {name!r}, taken as seconds",)
-    return tuple(seconds.tolist()), notes
-
-
-def _rises(moments: np.ndarray) -> bool:
-    finite = moments.dtype.kind != "f" or bool(np.isfinite(moments).all())
-    return finite and bool((moments[1:] > moments[:-1]).all())
-
-
-def _counts(numbers: np.ndarray) -> bool:
-    """Whether they are numbers of frames and no times."""
-    return numbers.dtype.kind in "ui" and bool((numbers[1:] - numbers[:-1] == 1).all())
 
 
 def raw_file(stream: Stream) -> Recording:
@@ -201,7 +125,7 @@ def raw_file(stream: Stream) -> Recording:
             " float32, ..."
         )
     count, *rest = stream.shape
-    one = int(np.prod(rest)) * dtype.itemsize
+    one = math.prod(rest) * dtype.itemsize
     room = file.stat().st_size - stream.header
     said = f"{file.stat().st_size} bytes, but shape={','.join(map(str, stream.shape))} of {dtype}"
     if stream.header:
@@ -227,19 +151,30 @@ def cptv_file(stream: Stream) -> Recording:
     except ImportError:
         raise OptionError(f"{file}: reading CPTV files needs `pip install 'tubelens[cptv]'`") from None
     try:
-        with file.open("rb") as data:
+        # It prints and warns of what it does not know.
+        with file.open("rb") as data, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             reader = CPTVReader(data)
             frames = [frame for frame in reader if not frame.background_frame]
             reader.s.read(1)  # the reader takes a file that is cut off for one that ends
-    except (*BROKEN, IndexError, TypeError) as error:
-        what = str(error) or "it ends too early"
+    except (*BROKEN, AttributeError, ArithmeticError, AssertionError) as error:
+        early = not str(error) or isinstance(error, struct.error)
+        what = "it ends too early" if early else str(error)[:120]
         raise VideoError(f"{file}: cannot be read as CPTV: {what}: copy or download it again") from error
     if not frames:
         raise VideoError(f"{file}: holds no frames besides the background")
     stamps = [frame.time_on.total_seconds() if frame.time_on is not None else 0.0 for frame in frames]
     times: tuple[float, ...] = tuple(round(stamp - stamps[0], 6) for stamp in stamps)
     notes: tuple[str, ...] = ()
-    if not _rises(np.asarray(times)):
+    if not rises(np.asarray(times)):
         times, notes = (), ("its frames have no times of their own: they are taken to follow at one rate",)
-    values = np.stack([frame.pix for frame in frames])
+    values = np.empty((len(frames), *frames[0].pix.shape), frames[0].pix.dtype)
+    for number, frame in enumerate(frames):
+        values[number], frame.pix = frame.pix, None  # not all of them twice
     return of_array("a CPTV file", file, values, times=times, fps=reader.fps or RATE, notes=notes)
+
+
+def rises(moments: np.ndarray) -> bool:
+    """Whether numbers increase throughout, and are numbers."""
+    finite = moments.dtype.kind in "ui" or bool(np.isfinite(moments).all())
+    return finite and bool((moments[1:] > moments[:-1]).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tifffile import TiffFile, TiffFileError
+from tifffile import PHOTOMETRIC, TiffFile, TiffFileError
 
 from tubelens.errors import OptionError, VideoError, nearest
 from tubelens.video.container import regular_file
 from tubelens.video.display import LUMA
 from tubelens.video.file import FileFrames
-from tubelens.video.images import SWAPPED, FolderFrames, image_files
+from tubelens.video.images import ROUNDED, SWAPPED, FolderFrames, broken, image_files, loses_bits
 from tubelens.video.measured_files import Recording, Values, of_array
 from tubelens.video.streams import Stream
 
@@ -60,12 +61,14 @@ def tiff_file(stream: Stream) -> Recording:
 
 
 def _pages(file: Path) -> Shaped[np.ndarray, "t h w c"]:
-    """All pages, in their order, as displayed."""
+    """All pages, in their order, as displayed: upright; 8 bits with the palette and the white they stand for.
+
+    Deeper values stay as they are stored: they are measured, and a range means them. What is neither
+    compressed nor scattered is mapped into memory.
+    """
     try:
         with TiffFile(file) as tiff:
-            stacks = [_stack(file, series) for series in tiff.series]
-            first: Any = tiff.pages[0]
-            turned = int(first.tags.valueof("Orientation") or 1)
+            stacks = [_stack(file, tiff, series) for series in tiff.series]
     except BROKEN as error:
         raise VideoError(
             f"{file}: cannot be read as TIFF ({error}): copy it again, or save it anew"
@@ -74,14 +77,17 @@ def _pages(file: Path) -> Shaped[np.ndarray, "t h w c"]:
     for stack in stacks:
         if stack.shape[1:] != stacks[0].shape[1:] or stack.dtype != stacks[0].dtype:
             heads = [Head(s.shape[1:3], s.shape[3], s.dtype) for s in (stack, stacks[0])]
-            raise VideoError(f"{file}: page {page} is {heads[0]}, but the first is {heads[1]}")
+            raise VideoError(
+                f"{file}: page {page} is {heads[0]}, but the first is {heads[1]}: save pages of one size and"
+                " type into a file of their own"
+            )
         page += len(stack)
-    return _upright(np.concatenate(stacks) if len(stacks) > 1 else stacks[0], turned)
+    return np.concatenate(stacks) if len(stacks) > 1 else stacks[0]
 
 
-def _stack(file: Path, series: Any) -> Shaped[np.ndarray, "t h w c"]:
+def _stack(file: Path, tiff: TiffFile, series: Any) -> Shaped[np.ndarray, "t h w c"]:
     """Pages that belong together; those in a compression that only Pillow knows are read by it."""
-    axes, shape = series.axes, series.shape
+    page, axes, shape = series.keyframe, series.axes, series.shape
     y, x, channel = axes.find("Y"), axes.find("X"), axes.find("S")
     if channel < 0 and len(axes) > 3:
         channel = axes.find("C")
@@ -91,22 +97,48 @@ def _stack(file: Path, series: Any) -> Shaped[np.ndarray, "t h w c"]:
     if sum(shape[i] > 1 for i in times) > 1:
         raise ValueError(f"it has {len(shape)} dimensions ({axes}), and only one of them can be time")
     try:
-        values = series.asarray()
+        if series.dataoffset is None:
+            values = series.asarray()
+        else:
+            dtype = np.dtype(series.dtype).newbyteorder("<" if tiff.byteorder == "<" else ">")
+            values = np.memmap(file, dtype, "r", series.dataoffset, shape)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        with Image.open(file) as image:
-            values = np.stack([np.asarray(_sought(image, page.index)) for page in series.pages])
+        return _by_pillow(file, series)
     values = values.reshape(shape).transpose(*times, y, x, *([channel] if channel >= 0 else []))
     frames: Shaped[np.ndarray, "t h w c"] = values.reshape(
         -1, shape[y], shape[x], shape[channel] if channel >= 0 else 1
     )
-    return frames.astype(frames.dtype.newbyteorder("="), copy=False)
+    if page.photometric == PHOTOMETRIC.PALETTE:
+        if frames.dtype != np.uint8:
+            raise ValueError("its values are places in a palette: save what they stand for")
+        frames = (page.colormap >> 8).astype(np.uint8).T[frames[..., 0]]
+    elif page.photometric == PHOTOMETRIC.MINISWHITE and frames.dtype == np.uint8:
+        frames = 255 - frames
+    return _upright(frames, int(page.tags.valueof("Orientation") or 1))
 
 
-def _sought(image: Image.Image, number: int) -> Image.Image:
+def _by_pillow(file: Path, series: Any) -> Shaped[np.ndarray, "t h w c"]:
+    """Pages as Pillow displays them, where it keeps their type: it drops the lower half of 16-bit colours."""
+    page = series.keyframe
+    several = sum(n > 1 for n in page.shape) > 2 and not page.axes.endswith("S")
+    with Image.open(file) as image:
+        frames = np.stack([_at(image, one.index) for one in series.pages])
+    whole = math.prod(series.shape) * (3 if page.photometric == PHOTOMETRIC.PALETTE else 1)
+    if several or frames.size != whole or frames.dtype != page.dtype:
+        raise ValueError(
+            f"its values, {page.dtype} in {page.compression.name} compression, cannot be read exactly: save"
+            " it uncompressed, or install imagecodecs"
+        )
+    return frames
+
+
+def _at(image: Image.Image, number: int) -> Shaped[np.ndarray, "h w c"]:
     image.seek(number)
-    return image
+    image.load()  # turns it
+    values = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    return values if values.ndim == 3 else values[..., None]
 
 
 def _upright(frames: Shaped[np.ndarray, "t h w c"], orientation: int) -> Shaped[np.ndarray, "t H W c"]:
@@ -145,6 +177,8 @@ def image_folder(stream: Stream) -> Recording:
     files = image_files(stream.path)
     first = _head(files[0])
     for file in files:
+        if loses_bits(file):
+            raise VideoError(f"{file}: {ROUNDED}")
         head = _head(file)
         if head != first:
             raise VideoError(
@@ -181,13 +215,13 @@ def _head(file: Path) -> Head:
             size = image.size if swapped else image.size[::-1]
             return Head(size, 1 if deep else len(image.getbands()), np.dtype(np.uint16 if deep else np.uint8))
     except BROKEN as error:
-        raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
+        raise broken(file, error) from error
 
 
 def _values(file: Path, head: Head) -> Values:
     """One image; its type is as its head said."""
     if file.suffix.lower() in TIFF:
-        return np.asarray(_pages(file)[0])
+        return np.asarray(_pages(file)[0]).astype(head.dtype, copy=False)
     try:
         with Image.open(file) as image:
             image.load()
@@ -195,7 +229,7 @@ def _values(file: Path, head: Head) -> Values:
             values: Values = np.asarray(picture)[..., None].astype(head.dtype, copy=False)
             return values
     except BROKEN as error:
-        raise VideoError(f"{file}: this image cannot be decoded ({error}): replace or remove it") from error
+        raise broken(file, error) from error
 
 
 # ── one band of pictures ─────────────────────────────────────────────────────────────────────────────────

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
 
 from tubelens.errors import OptionError
-from tubelens.video.align import Placed, Times, match, placing
+from tubelens.video.align import Placed, Times, match, placing, read_homography
 from tubelens.video.display import LUMA, Frame
 from tubelens.video.file import FileFrames
 from tubelens.video.images import FolderFrames
@@ -79,6 +78,7 @@ class PairedFrames:
                 for s, v, t in zip(self.streams, self.videos, seconds, strict=True)
             ]
         )
+        self._unsaid = _unsaid(self.streams, self.videos)
         self._times = [seconds[0][row[0]] for row in self._matched.rows]
         self._placed = [Placed(self.size)] + [
             placing(s, v.size, _called(lead), self.size)
@@ -98,7 +98,7 @@ class PairedFrames:
             if p.covered < 1
         ]
         own = [f"{_called(s)}: {n}" for s, v in zip(self.streams, self.videos, strict=True) for n in v.notes]
-        return (*self._matched.notes, *shares, *own)
+        return (*self._matched.notes, *self._unsaid, *shares, *own)
 
     @property
     def decoded(self) -> int:
@@ -176,8 +176,9 @@ class PairedFrames:
             if content is None:
                 return None
             said = str(replace(stream, path="", homography=""))
-            matrix = Path(stream.homography).read_bytes() if stream.homography else b""
-            total.update(f"{said}\0{content}\0{hashlib.sha256(matrix).hexdigest()}\n".encode())
+            matrix = (read_homography(stream.homography) + 0.0).tobytes() if stream.homography else b""
+            line = f"{said}\0{content}\0{hashlib.sha256(matrix).hexdigest()}\n"
+            total.update(line.encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
     def close(self) -> None:
@@ -223,3 +224,26 @@ def _rated(streams: Sequence[Stream], videos: Sequence[One], fps: float | None) 
         else stream
         for stream, video in zip(streams, videos, strict=True)
     )
+
+
+def _unsaid(streams: Sequence[Stream], videos: Sequence[One]) -> tuple[str, ...]:
+    """Which streams are matched at a rate that neither they nor anybody states.
+
+    Where rates and numbers of frames are equal, frame for frame belongs together: there is nothing to tell.
+    """
+    both = list(zip(streams, videos, strict=True))
+    free = [_takes_a_rate(video) and stream.fps is None for stream, video in both]
+    if len({(round(video.fps, 2), len(video.times())) for video in videos}) == 1:
+        return ()
+    return tuple(
+        f"{_called(stream)}: taken at {video.fps:g} frames a second (?fps=)"
+        for (stream, video), unsaid in zip(both, free, strict=True)
+        if unsaid and len(streams) > 1
+    )
+
+
+def _takes_a_rate(video: One) -> bool:
+    """Whether frames have neither times nor a rate of their own."""
+    if isinstance(video, MeasuredFrames):
+        return not video.recording.times and video.recording.fps is None
+    return isinstance(video, FolderFrames)

@@ -104,7 +104,7 @@ class Prepare:
         if isinstance(video, ArrayFrames) and (len(have) != 3 or not set(bands) <= set("RGB")):
             if len(have) != len(bands):
                 raise OptionError(
-                    f"the array has {len(have)} channels but the clip needs {', '.join(bands)}:"
+                    f"the array has {len(have)} channels but the model needs {', '.join(bands)}:"
                     " name one band a channel"
                 )
         elif set(bands) <= set(have):
@@ -114,11 +114,12 @@ class Prepare:
         elif len(bands) == 1 and have == ("R", "G", "B"):
             self.grey = True
         else:
-            missing = ", ".join(band for band in bands if band not in have)
+            missing = [band for band in bands if band not in have]
+            other = next((band for band in (*missing, *have) if band not in "RGB"), "lwir").lower()
             raise OptionError(
-                f"{video.path or 'the array'} has bands {', '.join(have)} but the clip needs"
-                f" {', '.join(bands)}:"
-                f" give a stream with {missing}, as in visible=a.mp4|lwir=b/, or name its bands (?bands=...)"
+                f"{video.path or 'the array'} has bands {_few(have)} but the model needs {', '.join(bands)}:"
+                f" give a stream with {', '.join(missing)}, as in visible=a.mp4|{other}=b/, or name its bands"
+                " (?bands=...)"
             )
 
     def __call__(self, frame: np.ndarray) -> Float[Tensor, "c h w"]:
@@ -128,6 +129,12 @@ class Prepare:
             grey: Tensor = torch.tensordot(torch.tensor(LUMA), pixels, dims=1)[None]
             return grey
         return pixels if self.order in (None, [*range(len(pixels))]) else pixels[self.order]
+
+
+def _few(bands: tuple[str, ...]) -> str:
+    """Names of bands; of many, which may be frames in the place of channels, the first."""
+    first = ", ".join(bands[:8])
+    return first if len(bands) <= 8 else f"{first}, ... ({len(bands)} in all: arrays are (t, h, w, c))"
 
 
 def after(times: list[float], count: int, step: float) -> list[float]:

@@ -14,6 +14,8 @@ from tubelens.video.streams import Stream
 
 EXACT = 50_000_000
 """Values up to which percentiles are of all of them."""
+MOST = 0.9
+"""Share of values that a range cuts off from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Scale:
         """
         values = frame.astype(np.float64)
         self.check(float(values.min()), float(values.max()), where)
-        return ((values - self.low) / (self.high - self.low)).clip(0, 1).astype(np.float32)
+        inside = values.clip(self.low, self.high)  # first: far values less `low` may be beyond all numbers
+        return ((inside - self.low) / (self.high - self.low)).astype(np.float32)
 
     def check(self, least: float, most: float, where: str) -> None:
         """Raise VideoError where values are beyond the sensor's bits."""
@@ -61,11 +64,17 @@ def scale_of(recording: Recording, stream: Stream, seen: Survey | None) -> Scale
         seen: what they are like, where all were looked at.
 
     Raises:
-        OptionError: no scale is stated and it cannot be told; a range that cuts off every value; percentiles
-            that are equal.
+        OptionError: no scale is stated and it cannot be told; more bits than the values have; a range that
+            cuts off every value; percentiles that are equal.
         VideoError: floats outside [0, 1], or wide or signed integers, without a stated scale.
     """
     if stream.bits is not None:
+        own = 8 * recording.dtype.itemsize - (recording.dtype.kind == "i")
+        if recording.dtype.kind != "f" and stream.bits > own:
+            raise OptionError(
+                f"{recording.files[0]}: bits={stream.bits}, but its values have {own} bits: give the sensor's"
+                " bits, or ?range="
+            )
         full = Scale(0.0, float(2**stream.bits - 1), stream.bits)
         if seen is not None:
             full.check(seen.low, seen.high, str(recording.files[0]))
@@ -74,13 +83,46 @@ def scale_of(recording: Recording, stream: Stream, seen: Survey | None) -> Scale
         return _between(recording, stream.percentile)
     if stream.range is not None:
         low, high = stream.range
-        if seen is not None and (seen.high < low or seen.low > high):
-            raise OptionError(
-                f"{recording.files[0]}: range={low:g}:{high:g} cuts off every value: they lie from"
-                f" {seen.low:.6g} to {seen.high:.6g}"
-            )
+        if seen is not None:
+            _check_range(recording, low, high, seen.low, seen.high)
         return Scale(low, high)
     return _own(recording, seen)
+
+
+def cut_off(recording: Recording, stream: Stream) -> tuple[str, ...]:
+    """A note where a range cuts off most values of a few frames that are spread over the recording.
+
+    Raises:
+        OptionError: it cuts off every value; only where those few frames look so are all others looked at.
+    """
+    if stream.range is None:
+        return ()
+    low, high = stream.range
+    some = sorted({0, recording.count // 2, recording.count - 1})
+    frames = [frame[np.isfinite(frame)] for frame in recording.read(some)]
+    beyond = sum(int(((live < low) | (live > high)).sum()) for live in frames)
+    total = sum(live.size for live in frames)
+    if beyond == total:
+        least, most = np.inf, -np.inf
+        for frame in recording.read(range(recording.count)):
+            live = frame[np.isfinite(frame)]
+            least, most = min(least, float(live.min())), max(most, float(live.max()))
+            if most >= low and least <= high:
+                break
+        _check_range(recording, low, high, least, most)
+    if beyond <= MOST * total:
+        return ()
+    share = "all" if beyond == total else f"{min(99.9, 100 * beyond / total):.1f} %"
+    looked = "1 frame that was" if len(some) == 1 else f"{len(some)} frames that were"
+    return (f"range={low:g}:{high:g} cuts off {share} of the values in the {looked} looked at",)
+
+
+def _check_range(recording: Recording, low: float, high: float, least: float, most: float) -> None:
+    if most < low or least > high:
+        raise OptionError(
+            f"{recording.files[0]}: range={low:g}:{high:g} cuts off every value: they lie from"
+            f" {least:.6g} to {most:.6g}"
+        )
 
 
 def _own(recording: Recording, seen: Survey | None) -> Scale:
@@ -138,7 +180,13 @@ def _between(recording: Recording, shares: tuple[float, float]) -> Scale:
     step = -(-recording.count * h * w * recording.channels // EXACT)
     frames = recording.read(range(0, recording.count, step))
     values = np.concatenate([frame[np.isfinite(frame)] for frame in frames])
-    low, high = (float(value) for value in np.percentile(values, shares))
+    with np.errstate(over="ignore", invalid="ignore"):  # values as far apart as numbers go
+        low, high = (float(value) for value in np.percentile(values, shares))
+    if not high - low < np.inf:
+        raise OptionError(
+            f"{recording.files[0]}: percentile={shares[0]:g}:{shares[1]:g} are {low:.6g} and {high:.6g}: too"
+            " far apart: give ?range="
+        )
     if not low < high:
         raise OptionError(
             f"{recording.files[0]}: percentile={shares[0]:g}:{shares[1]:g} are both {low:.6g}, so that"

@@ -23,6 +23,9 @@ from tubelens.errors import OptionError, nearest
 
 VISIBLE = ("visible", "vis", "rgb", "tv", "colour", "color")
 """Names of streams whose bands are R, G and B, where they have three."""
+NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)=(.+)", re.S)
+SLOWEST, FASTEST = 1e-5, 1e6
+"""Frames a second between which a rate is believed: a frame in 28 hours, a frame in a microsecond."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,14 @@ class Stream:
         return {f.name: getattr(self, f.name) for f in known if getattr(self, f.name) != f.default}
 
     def __str__(self) -> str:
-        said = "&".join(f"{key}={quote(_text(value), safe=',:/>.-')}" for key, value in self.given().items())
-        return (f"{self.name}=" if self.name else "") + self.path + (f"?{said}" if said else "")
+        said = "&".join(
+            f"{key}={quote(_text(value), safe=',:/>.-', errors='surrogateescape')}"
+            for key, value in self.given().items()
+        )
+        path = self.path
+        if not self.name and NAMED.fullmatch(path):  # would be read as NAME=PATH
+            path = os.path.join(os.curdir, path)
+        return (f"{self.name}=" if self.name else "") + path + (f"?{said}" if said else "")
 
 
 def streams(source: str | os.PathLike[str]) -> tuple[Stream, ...]:
@@ -92,10 +101,13 @@ def streams(source: str | os.PathLike[str]) -> tuple[Stream, ...]:
     text = os.fspath(source)
     if is_plain(text) or _there(text):
         return (Stream(text),)
-    parts = [_stream(part) for part in text.split("|")]
+    parts = [_stream(part) for part in ([text] if _there(_split(text)[0]) else text.split("|"))]
     names = [part.name for part in parts]
     if len(parts) > 1 and ("" in names or len({name.lower() for name in names}) < len(names)):
-        raise OptionError(f"{text}: several streams need names of their own, as in visible=a.mp4|lwir=b/")
+        gone = "no such file or folder, and " if not any(names) else ""
+        raise OptionError(
+            f"{text}: {gone}several streams need names of their own, as in visible=a.mp4|lwir=b/"
+        )
     for option in ("offset", "homography", "fit"):
         if option in parts[0].given():
             raise OptionError(
@@ -125,6 +137,9 @@ def beneath(source: str, folder: str) -> str:
     """The text with the relative paths of all its files taken from a folder."""
     if is_plain(source) or _there(os.path.join(folder, source)):
         return os.path.join(folder, os.path.normpath(source))
+    path, options = _split(source)
+    if ("|" in path or NAMED.fullmatch(path)) and _there(os.path.join(folder, path)):
+        return f"{os.path.join(folder, os.path.normpath(path))}?{options}"
     moved = [
         replace(s, path=_beneath(s.path, folder), homography=_beneath(s.homography, folder))
         for s in streams(source)
@@ -133,16 +148,18 @@ def beneath(source: str, folder: str) -> str:
 
 
 def source_name(source: str | os.PathLike[str]) -> str:
-    """What a source is called in titles: `walk.mp4`, or `visible walk.mp4 + lwir frames`."""
+    """What a source is called in titles: `walk.mp4`, or `visible + lwir: walk.mp4, frames`."""
     parts = _told(source)
-    return " + ".join(f"{part.name} {_last(part.path)}".strip() for part in parts)
+    names, files = [part.name for part in parts if part.name], [_last(part.path) for part in parts]
+    said = "" if names == files else ", ".join(files)
+    return ": ".join(filter(None, (" + ".join(names), said)))
 
 
 def source_stem(source: str | os.PathLike[str]) -> str:
     """What files made of a source are named after: `walk`, or `visible+lwir_walk`."""
     parts = _told(source)
     last = Path(_last(parts[0].path))
-    own = (last.stem if Path(parts[0].path).is_file() else last.name) or "video"
+    own = (last.stem if os.path.isfile(parts[0].path) else last.name) or "video"
     names = "+".join(part.name for part in parts)
     return f"{names}_{own}" if names else own
 
@@ -151,15 +168,21 @@ def paired(*streams: Stream | str | os.PathLike[str], **named: Stream | str | os
     """The text of several spectra of one scene: `paired(visible="a.mp4", lwir="frames/?bits=14")`.
 
     The first gives the times and the frame size that the others are brought to.
+
+    Raises:
+        OptionError: a path with a `|`, which parts the streams.
     """
-    parts = [str(s) if isinstance(s, Stream) else os.fspath(s) for s in streams]
+    parts = [_unnamed(s) for s in streams]
     parts += [f"{name}={_unnamed(s)}" for name, s in named.items()]
+    for part in parts:
+        if "|" in part:
+            raise OptionError(f"{part}: a | parts streams, so none of their paths can have one: rename it")
     return "|".join(parts)
 
 
 def named(text: str, known: Sequence[str] = ()) -> tuple[str, str] | None:
     """Name and rest of `NAME=PATH?...`; None for a plain path, or where the name is one of `known`."""
-    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.+)", text, re.S)
+    found = NAMED.fullmatch(text)
     if found is None or _there(text) or found[1] in known:
         return None
     return found[1], found[2]
@@ -169,11 +192,12 @@ def named(text: str, known: Sequence[str] = ()) -> tuple[str, str] | None:
 
 
 def _stream(part: str) -> Stream:
-    name, rest = named(part.strip()) or ("", part.strip())
+    part = part.strip()
+    name, rest = (not _there(_split(part)[0]) and named(part)) or ("", part)
     path, options = (rest, "") if _there(rest) else _split(rest)
     known = {f.name for f in fields(Stream)} - {"path", "name"}
     made: dict[str, Any] = {}
-    for key, value in parse_qsl(options.replace("+", "%2B"), keep_blank_values=True):
+    for key, value in read_options(options.replace("+", "%2B"), path):
         if key not in known:
             raise OptionError(
                 f"{path}: unknown option {key!r}{nearest(key, known)}: one of {', '.join(sorted(known))}"
@@ -185,6 +209,20 @@ def _stream(part: str) -> Stream:
     stream = Stream(path, name, **made)
     _check(stream)
     return stream
+
+
+def read_options(query: str, name: str) -> list[tuple[str, str]]:
+    """Keys and values of `key=value&key=value`; `name` is that of what they are said about.
+
+    Raises:
+        OptionError: a key that is given twice.
+    """
+    pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise OptionError(f"{name}: {twice}= is given twice: give it once")
+    return pairs
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -241,7 +279,7 @@ def _text(value: Any) -> str:
 
 def _pair(text: str) -> tuple[float, float]:
     low, high = map(float, text.split(":"))
-    if not low < high or not (abs(low) < float("inf") and abs(high) < float("inf")):
+    if not (low < high and high - low < float("inf")):  # not finite, too, where both are far off
         raise ValueError
     return low, high
 
@@ -262,7 +300,7 @@ def _bits(text: str) -> int:
 
 def _rate(text: str) -> float:
     rate = float(text)
-    if not 0 < rate < float("inf"):
+    if not SLOWEST <= rate <= FASTEST:
         raise ValueError
     return rate
 
@@ -290,7 +328,7 @@ def _count(text: str) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
-    if "" in names:
+    if "" in names or len(set(names)) < len(names):
         raise ValueError
     return names
 
@@ -309,8 +347,8 @@ _HOW = {
     "range": "give the values that become 0 and 1, as in range=15:35",
     "percentile": "give two percentiles, as in percentile=1:99",
     "bits": "give the sensor's bits, 1 to 32, as in bits=14",
-    "bands": "give names, as in bands=LWIR or bands=R,G,B",
-    "fps": "give frames a second, more than 0",
+    "bands": "give names, each once, as in bands=LWIR or bands=R,G,B",
+    "fps": f"give frames a second, {SLOWEST:g} to {FASTEST:g}",
     "offset": "give seconds",
     "shape": "give frames, height, width and, if there are several, channels, as in shape=0,120,160",
     "header": "give a number of bytes",

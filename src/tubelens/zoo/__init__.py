@@ -18,6 +18,7 @@ from tubelens.zoo import (
     i3d,
     mfnet,
     pan,
+    planted_names,
     pytorchvideo_hub,
     torchvision_transformers,
     torchvision_video,
@@ -46,6 +47,7 @@ BUNDLED = Recipe(
 )
 FAMILIES: tuple[tuple[Recipe, ...], ...] = (
     (BUNDLED,),
+    planted_names.RECIPES,
     torchvision_video.RECIPES,
     torchvision_transformers.RECIPES,
     mfnet.RECIPES,
@@ -75,7 +77,8 @@ def load(
     Args:
         name: one of `MODELS`.
         weights: an official name, a file (several with commas between, where a network was published in
-            parts), or `"random"` (seeded by `seed`). Only the bundled network has a default.
+            parts), or `"random"` (seeded by `seed`). Only networks whose weights are in the package have a
+            default.
         seed: of random weights; the global generator is left alone.
         labels: names of the classes, in place of those that come with official weights.
         device: where the network is put.
@@ -93,7 +96,7 @@ def load(
                 " apart, as in --model net.py:factory --weights net.pth"
             )
         raise OptionError(f"unknown model {name!r}{nearest(name, MODELS)}: `tubelens models` lists them")
-    if weights is None and name == "bundled":
+    if weights is None and recipe.shipped:
         weights = recipe.official[0]
     if weights is None:
         raise OptionError(f"say which weights {name} shall have: {_choices(recipe)}")

@@ -11,21 +11,27 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from numbers import Real
+from typing import Any, Literal, SupportsFloat, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelens.errors import InputError, OptionError, nearest
-from tubelens.model import BlackBox, Model, TorchModel, frozen_part
+from tubelens.model import BlackBox, Model, TorchModel, frozen, frozen_part, is_out_of_memory
+from tubelens.target import ScoreKind, logits
 from tubelens.zoo.first import First, first_convolutions
 from tubelens.zoo.recipe import Pack
 
 Way = Literal["replicate", "average", "extend"]
+Numbers = SupportsFloat | Sequence[SupportsFloat] | None
 M = TypeVar("M", TorchModel, BlackBox)
 ADAPTED = ", adapted: "
 """Between what weights are called and how the network was adapted."""
+FAR, ROUNDING = 0.05, 1e-5
+"""By how much scores that should be equal may differ: as a share of what another clip makes of them (half
+precision), and of the scores themselves."""
 WRITTEN = "replicate:LWIR, average:LWIR,SWIR or extend:R,G,B,LWIR"
 
 
@@ -59,18 +65,19 @@ class Replicate:
 def adapt(
     model: M,
     way: Way,
-    bands: Sequence[str],
+    bands: Sequence[str] | str,
     *,
     new: Literal["mean", "zero"] = "mean",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
+    mean: Numbers = None,
+    std: Numbers = None,
 ) -> M:
     """A network on R, G, B as one on other bands. The model that is given is never changed.
 
     - `replicate`, `bands=("LWIR",)`: the band is fed as R, G and B, each normalised as the network does. The
       network is the same object. This also works for Keras and ONNX files and for black boxes.
     - `average`, any `bands`: a copy whose first convolutions take these bands, each with the mean of the
-      three kernels, times 3 / n: n equal bands are answered as three were.
+      three kernels, times 3 / n: n equal bands are answered as three were, where R, G and B are normalised
+      alike.
     - `extend`, `bands` with R, G, B among them: a copy in which these keep their kernels and every new band
       has the mean of the three, all times 3 / n. With `new="zero"` the kernels of new bands are nought and
       nothing is scaled: on R, G, B the network says what it said, until it is trained on.
@@ -81,7 +88,7 @@ def adapt(
     Args:
         model: a network whose bands are R, G and B, in whatever order.
         way: see above.
-        bands: of the clips that the adapted network takes, in order.
+        bands: of the clips that the adapted network takes, in order; a single name is one band.
         new: kernels of the bands that `extend` adds.
         mean: of the normalisation of the new bands, one number or one each, in the numbers that the network
             is fed (0..255 where it is fed these); default the mean over R, G and B.
@@ -92,9 +99,10 @@ def adapt(
 
     Raises:
         OptionError: bands that do not fit the way, a network on something else than R, G and B, or one of
-            which no convolution is fed the bands themselves.
+            which no convolution is fed the bands themselves, or that does more with them than its first
+            convolutions do (it is tried out: with nought as the new kernels it must say what it said).
     """
-    bands = _checked(model, way, tuple(bands))
+    bands = _checked(model, way, (bands,) if isinstance(bands, str) else tuple(bands))
     told = f"{model.weights}{ADAPTED}{way} {','.join(bands)}" + (" (new: zero)" if new == "zero" else "")
     if way == "replicate":
         if new != "mean" or mean is not None or std is not None:
@@ -112,25 +120,85 @@ def adapt(
             f"{model.name} is no plain torch network (Keras, or several networks fused), whose first"
             f" convolution cannot be changed here: use replicate, or {way} networks before they are fused"
         )
+    with torch.inference_mode(False), torch.autocast(model.device.type, enabled=False):
+        change = _Normalisation(model.spec.bands, bands, way, mean, std)
+        adapted: Any = _other_kernels(model, way, bands, new, change, told)
+    return adapted  # type: ignore[no-any-return]
+
+
+def _other_kernels(
+    model: TorchModel, way: str, bands: tuple[str, ...], new: str, change: _Normalisation, told: str
+) -> TorchModel:
+    """A copy of the network with other first convolutions, once it is known that these are all it takes."""
+    pack = _changed(model.pack, change)
+    if (change.mean is not None or change.std is not None) and pack is model.pack:
+        raise OptionError(f"{model.name} has a `pack` of its own: put mean and std of the new bands there")
     found = first_convolutions(model)
-    kernels = _mixing(model.spec.bands, bands, way, new)
     try:
         module = copy.deepcopy(model.module)
     except Exception as error:  # modules may hold what cannot be copied
         raise OptionError(f"{model.name} cannot be copied ({type(error).__name__}): use replicate") from error
-    for first in found:
-        _replace(module, first, kernels)
-    change = _Normalisation(model.spec.bands, bands, way, mean, std)
-    pack = _changed(model.pack, change)
-    if (mean is not None or std is not None) and pack is model.pack:
-        raise OptionError(f"{model.name} has a `pack` of its own: put mean and std of the new bands there")
-    changed: dict[str, Any] = {"module": module, "pack": pack, "weights": told}
-    adapted = replace(model, spec=replace(model.spec, bands=bands), **changed)
+    made = replace(model, module=module, verified="")
     try:
-        adapted(torch.full((1, len(bands), model.spec.frames, *model.spec.size), 0.5))
-    except InputError as error:
-        raise OptionError(f"{model.name} cannot be fed {len(bands)} bands: {error}: use replicate") from error
-    return adapted
+        alike = (_extends if way == "extend" else _averages)(model, made, found, bands)
+    except Exception as error:  # whatever someone's network, or its `pack`, raises
+        if is_out_of_memory(error):
+            raise
+        said = str(error).strip().split("\n")[0][:300]
+        several = "1 band" if len(bands) == 1 else f"{len(bands)} bands"
+        raise OptionError(f"{model.name} cannot be fed {several}: {said}: use replicate") from error
+    if not alike:
+        raise OptionError(
+            f"{model.name} does more with the bands than its first convolution does (another part reads them"
+            " too, or its `pack` orders or weighs them): use replicate"
+        )
+    _set(model, module, found, _mixing(model.spec.bands, bands, way, new))
+    return replace(made, pack=pack, spec=replace(model.spec, bands=bands), weights=told)
+
+
+def _extends(model: TorchModel, made: TorchModel, found: Sequence[First], bands: tuple[str, ...]) -> bool:
+    """Whether the copy says what the network says, whatever new bands hold, their kernels being nought."""
+    old = model.spec.bands
+    shown = _noise(model, len(bands))
+    own = shown[:, [bands.index(band) for band in old]]
+    model = frozen(model, own)  # a mean of the whole clip would be another with more bands
+    _set(model, made.module, found, _mixing(old, bands, "extend", "zero"))
+    pack = _changed(model.pack, _Normalisation(old, bands, "extend", None, None))
+    return _alike(replace(made, pack=pack)(shown), model(own), model(1 - own), model.output)
+
+
+def _averages(model: TorchModel, made: TorchModel, found: Sequence[First], bands: tuple[str, ...]) -> bool:
+    """Whether equal bands are answered as three of them are, and others whatever their order."""
+
+    def averaged(names: tuple[str, ...]) -> TorchModel:
+        _set(model, made.module, found, _mixing(model.spec.bands, names, "average", "mean"))
+        change = _Normalisation(model.spec.bands, names, "average", None, None)
+        return replace(made, pack=_changed(model.pack, change))
+
+    shown = _noise(model, len(bands))
+    grey, three = shown[:, :1], averaged(model.spec.bands)
+    want, other = (three(x.expand(-1, 3, -1, -1, -1)) for x in (grey, 1 - grey))
+    several = averaged(bands)
+    equal = several(grey.expand_as(shown))
+    return _alike(equal, want, other, model.output) and _alike(
+        several(shown.roll(1, dims=1)), several(shown), other, model.output
+    )
+
+
+def _noise(model: TorchModel, bands: int) -> Float[Tensor, "1 c t h w"]:
+    """A clip of coloured patches, the same each time."""
+    spec, numbers = model.spec, torch.Generator().manual_seed(0)
+    patches = torch.rand(1, bands, min(spec.frames, 4), 4, 4, generator=numbers)
+    return nn.functional.interpolate(patches, (spec.frames, *spec.size))
+
+
+def _alike(
+    got: Float[Tensor, "1 k"], want: Float[Tensor, "1 k"], other: Float[Tensor, "1 k"], kind: ScoreKind
+) -> bool:
+    """Whether scores are those wanted, seen against those of another clip."""
+    z, z_want, z_other = (logits(s.detach().double(), kind) for s in (got, want, other))
+    far = float((z_want - z_other).abs().max())
+    return float((z - z_want).abs().max()) <= FAR * far + ROUNDING * float(z_want.abs().max())
 
 
 def adapt_as_written(model: Model, written: str) -> Model:
@@ -159,8 +227,8 @@ def _checked(model: Model, way: str, bands: tuple[str, ...]) -> tuple[str, ...]:
             f"{model.name} takes the bands {', '.join(model.spec.bands)}: only networks on R, G and B are"
             " adapted"
         )
-    if not bands or len(set(bands)) < len(bands) or not all(bands):
-        raise OptionError(f"bands must have one name each, not {', '.join(bands) or 'none'}")
+    if not bands or len(set(bands)) < len(bands) or not all(isinstance(b, str) and b for b in bands):
+        raise OptionError(f"bands must have one name each, not {', '.join(map(str, bands)) or 'none'}")
     if way == "replicate" and len(bands) != 1:
         raise OptionError(
             f"replicate feeds one band as R, G and B, not {len(bands)} ({', '.join(bands)}): average or"
@@ -185,10 +253,17 @@ def _mixing(old: Sequence[str], bands: Sequence[str], way: str, new: str) -> Flo
     return rows if new == "zero" else rows * len(old) / len(bands)
 
 
-def _replace(module: nn.Module, first: First, mixing: Float[Tensor, "n 3"]) -> None:
-    """Other kernels for a convolution, in place of those of each group of three channels."""
+def _set(model: TorchModel, module: nn.Module, found: Sequence[First], mixing: Float[Tensor, "n 3"]) -> None:
+    """Other kernels for the first convolutions of a copy of the network."""
+    for first in found:
+        _set_one(model.module, module, first, mixing)
+
+
+def _set_one(original: nn.Module, module: nn.Module, first: First, mixing: Float[Tensor, "n 3"]) -> None:
+    """In place of the kernels of each group of three channels."""
     conv: Any = module.get_submodule(first.name)
-    weight = conv.weight.detach()
+    old: Any = original.get_submodule(first.name)
+    weight = old.weight.detach()
     mix = mixing.to(weight)
     parts, at = [], 0
     for group in first.groups:
@@ -199,11 +274,11 @@ def _replace(module: nn.Module, first: First, mixing: Float[Tensor, "n 3"]) -> N
         at = group[-1] + 1
     parts.append(weight[:, at:])
     made = torch.cat(parts, dim=1).contiguous(memory_format=torch.preserve_format)
-    conv.weight = nn.Parameter(made, requires_grad=conv.weight.requires_grad)
+    conv.weight = nn.Parameter(made, requires_grad=old.weight.requires_grad)
     conv.in_channels = made.shape[1]
     for name in (first.name, first.name.rpartition(".")[0]):  # some tokenisers count the channels themselves
         owner: Any = module.get_submodule(name)
-        if getattr(owner, "num_channels", None) == mixing.shape[1]:
+        if getattr(original.get_submodule(name), "num_channels", None) == mixing.shape[1]:
             owner.num_channels = len(mixing)
 
 
@@ -214,8 +289,8 @@ class _Normalisation:
     old: tuple[str, ...]
     bands: tuple[str, ...]
     way: str
-    mean: float | Sequence[float] | None
-    std: float | Sequence[float] | None
+    mean: Numbers
+    std: Numbers
 
     def __call__(self, pack: Pack) -> Pack:
         """With one mean and deviation a band; bands enter in the order of the clip."""
@@ -227,7 +302,7 @@ class _Normalisation:
         self,
         what: str,
         known: tuple[float, ...],
-        given: float | Sequence[float] | None,
+        given: Numbers,
         order: tuple[int, ...],
         none: float,
     ) -> tuple[float, ...]:
@@ -238,16 +313,22 @@ class _Normalisation:
         known = known or (none,) * len(self.old)
         # `order` says which band of the clip each channel is, and means are of channels
         of = {self.old[band]: known[channel] for channel, band in enumerate(order or range(len(self.old)))}
-        if given is None:
-            values = [sum(known) / len(known)] * len(fresh)
-        else:
-            values = [float(given)] * len(fresh) if isinstance(given, int | float) else [*map(float, given)]
+        values = [sum(known) / len(known)] * len(fresh) if given is None else _floats(given, len(fresh))
         if len(values) != len(fresh) or not all(map(math.isfinite, values)):
             raise OptionError(f"{what} must be one number, or one each for {', '.join(fresh)}, not {given}")
         if what == "std" and min(values) <= 0:
             raise OptionError(f"std must be more than 0, not {given}")
         of |= dict(zip(fresh, values, strict=True))
         return tuple(of[band] for band in self.bands)
+
+
+def _floats(given: Any, n: int) -> list[float]:
+    """One number `n` times, or those given; none where they are no numbers."""
+    try:
+        one = isinstance(given, Real) or getattr(given, "ndim", None) == 0
+        return [float(given)] * n if one else [] if isinstance(given, str) else [*map(float, given)]
+    except (TypeError, ValueError):
+        return []
 
 
 def _changed(pack: Callable[[Tensor], Any], change: Callable[[Pack], Pack]) -> Callable[[Tensor], Any]:

@@ -129,11 +129,11 @@ def fetch(name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         return read_checkpoint(path), LABELS
 
 
-def identify(path: str) -> tuple[str, ...] | None:
-    """The planted labels if the file says that its network was trained on them."""
+def identify(path: str, labels: tuple[str, ...] = LABELS) -> tuple[str, ...] | None:
+    """The labels if the file says that its network was trained on them."""
     try:
         with safe_open(path, framework="pt") as file:
             known = (file.metadata() or {}).get("labels")
     except (SafetensorError, OSError):
         return None
-    return LABELS if known == str(LABELS) else None
+    return labels if known == str(labels) else None

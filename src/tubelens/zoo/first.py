@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from tubelens.errors import OptionError
 from tubelens.model import TorchModel, frozen_part, untouched
@@ -82,16 +81,19 @@ def first_convolutions(model: TorchModel) -> list[First]:
         if len(gone) != 1 or gone[0] == 0:  # mixed by the pack, or not to be told from padding
             raise OptionError(none)
         levels.append(gone[0])
+    if len(set(levels)) < 3:  # a mean of the bands changes with each of them
+        raise OptionError(none)
     calls: dict[str, list[tuple[int | None, ...]]] = {}
     with ExitStack() as stack:
         for name, module in model.submodules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
 
-                def look(conv: Any, inputs: tuple[Any, ...], name: str = name) -> None:
-                    if isinstance(inputs[0], Tensor):
-                        calls.setdefault(name, []).append(_bands(inputs[0], levels))
+                def look(conv: Any, inputs: Any, named: dict[str, Any], name: str = name) -> None:
+                    x = next(iter((*inputs, *named.values())), None)
+                    if isinstance(x, Tensor):
+                        calls.setdefault(name, []).append(_bands(x, levels))
 
-                stack.callback(module.register_forward_pre_hook(look).remove)
+                stack.callback(module.register_forward_pre_hook(look, with_kwargs=True).remove)
         with untouched(model.module), torch.no_grad():
             model.run(clip)
     found = [First(name, seen[0]) for name, seen in calls.items() if any({*s} - {None} for s in seen)]
@@ -99,7 +101,8 @@ def first_convolutions(model: TorchModel) -> list[First]:
         module = model.submodule(first.name)
         if any(seen != first.channels for seen in calls[first.name]):
             raise OptionError(f"{first.name} is fed bands and features in turn: use replicate")
-        if getattr(module, "groups", 1) != 1 or parametrize.is_parametrized(module):
+        own = dict(module.named_parameters(recurse=False))  # under weight norm the kernels are none of them
+        if getattr(module, "groups", 1) != 1 or "weight" not in own:
             raise OptionError(f"{first.name} has channels apart or weights that are computed: use replicate")
         assert first.groups  # or says why it cannot be
     if not found:
@@ -112,9 +115,19 @@ def _bands(x: Tensor, levels: list[float]) -> tuple[int | None, ...]:
     found: list[int | None] = []
     for channel in x.transpose(0, 1).flatten(1):
         values = [v for v in (float(channel.amin()), float(channel.amax())) if v != 0]  # nought is padding
-        fits = [band for band, level in enumerate(levels) if values and all(_same(v, level) for v in values)]
+        fits = [
+            band
+            for band, level in enumerate(levels)
+            if values and all(_among(v, _rounded(level)) for v in values)
+        ]
         found.append(fits[0] if fits else None)
     return tuple(found)
+
+
+def _rounded(level: float) -> list[float]:
+    """A level, and what is left of it where a network computes in half precision."""
+    exact = torch.tensor(level, dtype=torch.float64)
+    return [level, *(float(exact.to(dtype)) for dtype in (torch.bfloat16, torch.float16))]
 
 
 def _same(a: float, b: float) -> bool:

@@ -6,6 +6,7 @@ frames and optical flow.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tubelens.errors import OptionError
+from tubelens.errors import LayerError, OptionError
 from tubelens.model import TorchModel, frozen_part
 from tubelens.target import logits, probabilities
 
@@ -34,13 +35,16 @@ class Streams(nn.Module):
         self._average = average
 
     def forward(self, packed: tuple[Any, ...]) -> Float[Tensor, "_ k"]:
-        """Logits, or probabilities, of what the networks are fed."""
+        """Logits, probabilities or sigmoids of what the networks are fed."""
         kind = logits if self._average == "logits" else probabilities
         scores = [
             weight * kind(model.unpack(model.module(fed)), model.output)
             for model, fed, weight in zip(self._models, packed, self._weights, strict=True)
         ]
-        return torch.stack(scores).sum(dim=0)
+        mean = torch.stack(scores).sum(dim=0)
+        # with several labels at once there is no softmax over log-odds
+        several = self._average == "logits" and self._models[0].output == "sigmoid"
+        return mean.sigmoid() if several else mean
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,13 @@ def late_fusion(
         bands: of the clips, in order; by default those of the networks, one after the other.
         weights: of the networks in the mean; by default equal.
         average: what is averaged: logits, for which tubes of each network are exact, or softmax
-            probabilities, as two-stream networks do.
+            probabilities, as two-stream networks do. Of sigmoids the log-odds, made a sigmoid again.
         name: for captions and records.
 
     Returns:
         A model whose layers are those of the networks, as `visible.layer4` and `lwir.layer4`. The default is
-        that of the first; methods that fuse layers take one of each.
+        that of the first; methods that fuse layers take one of each. A network that shares
+        modules with an earlier one (as after `replicate`) is copied, so that each layer is one stream's.
 
     Example:
         >>> warm = tl.adapt(tl.load_model("r3d_18", "lwir.pth"), "replicate", bands=("LWIR",))
@@ -108,10 +113,14 @@ def late_fusion(
             raise OptionError(
                 f"a network cannot be called {stream!r}: give it a word such as visible or lwir"
             )
+    models = _apart(models)
     parts = list(models.values())
     order = _bands(models, bands)
     _agree(parts)
-    shares = tuple(map(float, weights)) if weights is not None else (1.0,) * len(parts)
+    try:
+        shares = tuple(map(float, weights)) if weights is not None else (1.0,) * len(parts)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"the weights of the streams are numbers, not {weights!r}") from error
     if len(shares) != len(parts):
         raise OptionError(f"{len(shares)} weights are given for {len(parts)} networks: give one each")
     if not (min(shares) >= 0 and 0 < sum(shares) < math.inf):  # also catches NaN
@@ -119,8 +128,10 @@ def late_fusion(
     if average not in get_args(Average):
         raise OptionError(f"what is averaged is 'probs' or 'logits', not {average!r}")
     sigmoids = [m.output == "sigmoid" for m in parts]
-    if average == "probs" and any(sigmoids) and not all(sigmoids):
-        raise OptionError("one stream gives sigmoids and the other does not: average='logits'")
+    if any(sigmoids) and not all(sigmoids):
+        raise OptionError(
+            "one stream gives sigmoids, of several labels at once, and another does not: they have no mean"
+        )
     first = parts[0]
     return TorchModel(
         module=Streams(models, shares, average),
@@ -129,7 +140,7 @@ def late_fusion(
             tuple(tuple(order.index(band) for band in m.spec.bands) for m in parts),
         ),
         spec=replace(first.spec, bands=order),
-        output="sigmoid" if average == "probs" and all(sigmoids) else average,
+        output="sigmoid" if all(sigmoids) else average,
         labels=next((m.labels for m in parts if m.labels is not None), None),
         layer=None if first.layer is None else f"{next(iter(models))}.{first.layer}",
         layouts={f"{s}.{layer}": known for s, m in models.items() for layer, known in m.layouts.items()},
@@ -142,6 +153,33 @@ def late_fusion(
         weights="; ".join(m.weights for m in parts),
         verified=first.verified if all(m.verified for m in parts) else "",
     )
+
+
+def _apart(models: Mapping[str, TorchModel]) -> dict[str, TorchModel]:
+    """The networks, those copied that share a module with an earlier one: a hook would see both."""
+    seen: set[int] = set()
+    found = {}
+    for stream, model in models.items():
+        own = {id(m) for m in (*model.module.modules(), *(m for _, m in model.submodules()))}
+        found[stream] = _copied(stream, model) if own & seen else model
+        seen |= own
+    return found
+
+
+def _copied(stream: str, model: TorchModel) -> TorchModel:
+    memo: dict[int, Any] = {}
+    try:
+        with torch.inference_mode(False):
+            module = copy.deepcopy(model.module, memo)
+        layers = {name: memo[id(layer)] for name, layer in model.submodules()}
+    except Exception as error:  # modules may hold what cannot be copied, or stand outside the network
+        raise OptionError(
+            f"{stream} shares modules with another stream and cannot be copied ({type(error).__name__}):"
+            " load it once more for each stream"
+        ) from error
+    named = model.find is not None or model.walk is not None
+    own: dict[str, Any] = {"find": layers.__getitem__, "walk": lambda: list(layers.items())} if named else {}
+    return replace(model, module=module, **own)
 
 
 def _bands(models: Mapping[str, TorchModel], given: Sequence[str] | None) -> tuple[str, ...]:
@@ -185,6 +223,9 @@ def _classes(model: TorchModel) -> int:
 def _find(models: Mapping[str, TorchModel]) -> Callable[[str], nn.Module]:
     def find(layer: str) -> nn.Module:
         stream, _, rest = layer.partition(".")
-        return models[stream].submodule(rest)
+        try:
+            return models[stream].submodule(rest)
+        except LayerError as error:  # the fusion says so, of the name that was given
+            raise KeyError(layer) from error
 
     return find

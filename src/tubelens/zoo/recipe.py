@@ -17,6 +17,8 @@ from tubelens.target import ScoreKind
 
 Statistics = tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]
 EXACT = "exact"
+SHIPPED = "bundled"
+"""What weights are called that are in this package."""
 
 
 @dataclass(frozen=True)
@@ -172,3 +174,8 @@ class Recipe:
     cached: Callable[[str], Any] | None = None
     checkpoint: Callable[..., TorchModel | None] | None = None
     merge: Callable[[Sequence[Mapping[str, Tensor]]], dict[str, Tensor]] | None = None
+
+    @property
+    def shipped(self) -> bool:
+        """Whether its weights are in this package."""
+        return self.official == (SHIPPED,)

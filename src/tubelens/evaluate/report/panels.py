@@ -194,12 +194,15 @@ def panels(facts: Facts, cells: Mapping[str, np.ndarray]) -> Iterator[Panel]:
             methods, m = np.unique(method[rows], return_inverse=True)
             table = _Means(m, c, len(methods), len(clips))
             value = cells["value"][rows]
-            measured = Metric.of(row)
             anchors = {
                 name: _shared(table(cells[name][rows]))
                 for name in ANCHORS
                 if np.isfinite(cells[name][rows]).any()
             }
+            measured = Metric.of(row)
+            blind = np.isfinite(value) & ~np.isfinite(cells["random"][rows])
+            if row.facts.get("truth_directs") and blind.any():  # nobody knows what is better there
+                measured = replace(measured, higher=None)
             scaled, apart = _scaled(
                 measured.higher, table(value), anchors, table.of_methods(cells["normalised"][rows])
             )

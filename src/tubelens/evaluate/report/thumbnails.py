@@ -18,7 +18,7 @@ from tubelens.evaluate.report.scores import scores
 from tubelens.evaluate.report.tables import Column, Table
 from tubelens.evaluate.report.videos import frames_of
 from tubelens.explanation import Explanation
-from tubelens.render.compose import look
+from tubelens.render.look import look
 from tubelens.render.paper import Row, pictures_of
 from tubelens.render.source import Moments, fitted
 from tubelens.video import Frames
