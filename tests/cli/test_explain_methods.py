@@ -23,7 +23,7 @@ def test_methods_are_drawn_together(tmp_path: Path) -> None:
     label = ran.json[0]["target"].replace(" ", "_")
     base = f"a.tubes-gradcam-rise-occlusion.{label}"
     assert {p.name for p in tmp_path.iterdir()} == {f"{base}.mp4", f"{base}.png"}
-    assert decoded(tmp_path / f"{base}.mp4")[0][0].shape == (480, 640, 3)  # two by two
+    assert decoded(tmp_path / f"{base}.mp4")[0][0].shape == (2 * (240 + 32), 640, 3)  # two by two
     assert [e["method"] for e in ran.json] == ["tubes", "gradcam", "rise", "occlusion"]
     assert len({tuple(e["out"]) for e in ran.json}) == 1
     assert [e["seed"] for e in ran.json] == [None, None, 0, None]
@@ -32,7 +32,7 @@ def test_methods_are_drawn_together(tmp_path: Path) -> None:
 def test_methods_and_targets_in_one_file(tmp_path: Path) -> None:
     out = tmp_path / "all.mp4"
     done("explain", "a.mp4", *TINY, "--method", *FOUR[:2], "--target", "top2", "--beside", "--out", out)
-    assert decoded(out)[0][0].shape == (480, 960, 3)  # a row a method: the original and two targets
+    assert decoded(out)[0][0].shape == (2 * (240 + 48), 960, 3)  # a row a method: the original, two targets
     assert [p.name for p in tmp_path.iterdir()] == ["all.mp4"]
 
 

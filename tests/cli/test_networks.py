@@ -55,7 +55,7 @@ def test_every_picture_may_hold_all(tmp_path: Path, kind: str) -> None:
     assert re.search(r"same\.mp4 +Net +tubes +swimming", ran.out)
     assert re.search(r"same\.mp4 +other +tubes +surfing water", ran.out)
     if kind == "mp4":
-        assert decoded(out)[0][0].shape == (2 * (240 + 22), 960, 3)  # each row under its band
+        assert decoded(out)[0][0].shape == (2 * (22 + 240 + 32), 960, 3)  # each row under its band
 
 
 def test_numbers_are_a_file_each_and_each_network_reads_for_itself(tmp_path: Path) -> None:

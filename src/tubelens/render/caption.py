@@ -33,7 +33,9 @@ SMALLEST = 8
 LOW = 48
 """Pictures of fewer lines are thumbnails: they have no strip, and no words below them."""
 SHARE = 1 / 6
-"""Of the picture's height that words may hide; two lines of words take less of a picture of 240 lines."""
+"""Of the height of a picture with few lines that words may hide."""
+FEW = 200
+"""Pictures of as many lines or more keep their size: the words lie on them, as on any video."""
 _WHITE, _GREY = (255, 255, 255, 255), (205, 205, 205, 255)
 _BAR = (0, 0, 0, 150)
 
@@ -144,7 +146,9 @@ class Footing:
 def crowded(captions: Sequence[Caption], last: float, picture: tuple[int, int]) -> bool:
     """Whether a picture of that height and width is too low to have all that captions say on it."""
     h, w = picture
-    return any(_bar_rows(_arranged(c, clock(last), w, h, below=True)) > SHARE * h for c in captions)
+    return h < FEW and any(
+        _bar_rows(_arranged(c, clock(last), w, h, below=True)) > SHARE * h for c in captions
+    )
 
 
 def footing(
