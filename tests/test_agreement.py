@@ -41,11 +41,11 @@ def read_slowly(e, times, rows=32, columns=32):
 
 def test_it_is_scipys_on_the_places_that_both_saw():
     """Two networks: other grids, other crops, other frames, other spans."""
-    a = explain(values(1), box=Box(0.0, 16.0, 48.0, 48.0))
+    a = explain(values(1), box=Box(0.0, 24.0, 72.0, 72.0))
     b = explain(
         values(2, (2, 6, 6)),
         side=(24, 40),
-        box=Box(4.0, 0.0, 40.0, 70.0),
+        box=Box(6.0, 0.0, 60.0, 105.0),
         times=tuple(0.25 + 0.2 * i for i in range(8)),
         span=(0.2, 1.7),
     )

@@ -294,7 +294,7 @@ def test_rise_over_all_masks_of_tubes_is_half_the_banzhaf_value(
 ) -> None:
     # E[f | i kept] - E[f] = (1 - p) (E[f | i kept] - E[f | i removed]) = (1 - p) Banzhaf_i at p = 1/2
     cells = Cells(labelled(planted), subsets(len(planted.tubes) + 1))
-    monkeypatch.setattr(RISE, "masks", lambda self, size: cells)
+    monkeypatch.setattr(RISE, "masks", lambda self, size, group=0: cells)
     (why,) = RISE(n=len(cells))(planted.model(), planted.clip(), [Prob(0)], RUN)
     values = of_tubes(planted, why.saliency)
     torch.testing.assert_close(values, planted.game.banzhaf() / 2, atol=1e-5, rtol=0)
@@ -305,7 +305,7 @@ def test_rise_with_other_masks_takes_the_value_at_their_rate(
 ) -> None:
     p, generator = 0.7, torch.Generator().manual_seed(0)
     kept = torch.rand(3000, len(planted.tubes) + 1, generator=generator) < p
-    monkeypatch.setattr(RISE, "masks", lambda self, size: Cells(labelled(planted), kept))
+    monkeypatch.setattr(RISE, "masks", lambda self, size, group=0: Cells(labelled(planted), kept))
     (why,) = RISE(n=len(kept))(planted.model(), planted.clip(), [Prob(0)], RUN)
     expected = (1 - p) * planted.game.banzhaf(p)
     torch.testing.assert_close(of_tubes(planted, why.saliency), expected, atol=0.02, rtol=0)

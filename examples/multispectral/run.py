@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.folder is None) != (options.data == "planted"):
         parser.error("fir and msad need a folder, planted has none")
     if options.folder is not None and not options.folder.is_dir():
-        parser.error(f"{options.folder}: no such folder")
+        print(f"{parser.prog}: {options.folder}: no such folder", file=sys.stderr)
+        return 2
     make: dict[str, Callable[[], Plan]] = {
         "planted": partial(data_planted.plan, options.seed, options.quick),
         "fir": partial(data_fir.plan, options.folder, options.seed, options.quick),

@@ -310,7 +310,7 @@ def test_groups_are_read():
         (BANDS, "RGB|IR|IR", "must name each"),
         (BANDS, "RGB|R|IR", "must name each"),
         (BANDS, "RGB|UV", "no band begins 'UV': the clip has R, G, B, IR"),
-        (BANDS, "RGB|", "no band begins ''"),
+        (BANDS, "RGB|", "groups 'RGB\\|' has one without a name"),
         (tuple("abcdefg"), "", r"7 bands have 128 subsets: give up to 6 groups, as in groups='a\+b|c"),
         (("R", "R"), "", "must have names of their own"),
     ],

@@ -72,7 +72,7 @@ def test_a_folder_that_is_not_there(
     module: Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert module("run").main(["fir", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
-    assert re.fullmatch(r".*: .*none: no segments\.csv.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r".*: .*none: no such folder\n", capsys.readouterr().err)
 
 
 def test_ones_own_copy_by_one_command(module: Module, tmp_path: Path) -> None:

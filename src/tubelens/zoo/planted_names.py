@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from importlib.resources import as_file, files
 
+import torch
 from torch import Tensor
 
 from tubelens.model import InputSpec
@@ -49,13 +50,18 @@ def _recipe(name: str, bands: tuple[str, ...], labels: tuple[str, ...]) -> Recip
         layer="blocks",
         head="head.weight",
         source="trained on the planted task by `python -m tubelens.evaluate.train --task NAME`",
-        parameters=sum(p.numel() for p in PlantedNet(len(labels), n, SMALL).parameters()),
+        parameters=_parameters(len(labels), n),
         classes=len(labels),
         official=("bundled",),
         fetch=fetch,
         identify=partial(identify, labels=labels),
         licence="MIT",
     )
+
+
+def _parameters(classes: int, bands: int) -> int:
+    with torch.device("meta"):  # nothing is drawn
+        return sum(p.numel() for p in PlantedNet(classes, bands, SMALL).parameters())
 
 
 RECIPES: tuple[Recipe, ...] = tuple(_recipe(name, *told) for name, told in NETWORKS.items())
