@@ -76,3 +76,12 @@ def test_planted_clips_get_the_networks_that_learned_them(tmp_path: Path) -> Non
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "tubelens: planted:spectra: no network in the package learned it: name one (model)\n"
     assert not (tmp_path / "none").exists()
+
+
+def test_loading_draws_nothing() -> None:
+    """The network is built with random weights before its own are put in; nobody else may notice."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for name in ("planted_xor", "bundled"):
+        tl.load_model(name)
+    assert torch.equal(torch.get_rng_state(), before)

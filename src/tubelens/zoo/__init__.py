@@ -123,7 +123,8 @@ def load(
             near = nearest(origin, recipe.official)
             raise CheckpointError(f"{name} has no weights {weights!r}{near}: give {_choices(recipe)}")
         state, style = _in_our_keys(recipe, state)
-        module = _built_for(recipe, state.get(recipe.head), origin)
+        with torch.random.fork_rng(devices=[]):  # what is drawn is replaced by the weights
+            module = _built_for(recipe, state.get(recipe.head), origin)
         fit(module, state, origin, name)
     return TorchModel(
         module=module.eval().to(device),
