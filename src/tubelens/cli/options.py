@@ -15,7 +15,7 @@ from tubelens.loading import load_model
 from tubelens.methods import accepts, method, name_of, option_names
 from tubelens.model import Model, TorchModel
 from tubelens.video import ClipViews, ClipWindows
-from tubelens.video.streams import VISIBLE, exists, named
+from tubelens.video.streams import exists, is_visible, named
 from tubelens.zoo.form import Input
 
 # ── which network ────────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +168,7 @@ def _is_stream(value: str) -> bool:
     found = named(value, KEYS)
     if found is None:
         return False
-    mistyped = nearest(found[0], KEYS) and found[0].lower() not in VISIBLE
+    mistyped = nearest(found[0], KEYS) and not is_visible(found[0])
     return not mistyped or re.search(r"/|\.[A-Za-z]", found[1]) is not None or exists(value)
 
 

@@ -28,7 +28,7 @@ from tubelens.video.arrays import ArrayFrames
 from tubelens.video.display import shown
 from tubelens.video.measured import MeasuredFrames, is_measured
 from tubelens.video.paired import PairedFrames
-from tubelens.video.streams import VISIBLE, streams
+from tubelens.video.streams import is_visible, streams
 
 EACH, FIRST, OVERLAY = "each", "first", "overlay"
 PLAIN, LAID_OVER = PALETTES[0], "iron"
@@ -137,7 +137,7 @@ def check_spectra(source: str, which: str) -> None:
         OptionError: a spectrum that there is not, or an overlay of one.
     """
     parts = streams(source)
-    told = [part.bands or (tuple(COLOUR) if part.name.lower() in VISIBLE else ()) for part in parts]
+    told = [part.bands or (tuple(COLOUR) if is_visible(part.name) else ()) for part in parts]
     if len(parts) > 1 or not is_measured(parts[0]):  # bands of one file are not known yet
         asked([part.name for part in parts], which, told)
 
@@ -312,13 +312,13 @@ def _named_by(many: Sequence[Explanation], channels: int) -> tuple[str, ...]:
 
 
 def _visible(picture: Picture) -> bool:
-    return picture.name.lower() in VISIBLE or set(picture.bands) == COLOURS
+    return is_visible(picture.name) or set(picture.bands) == COLOURS
 
 
 def _greys(video: Frames, used: Sequence[Picture], several: int, indices: Sequence[int]) -> set[str]:
     """Names of the pictures that are one band, shown as grey; the visible one of several is left as it is."""
     greys = {p.name for p in used if p.grey}
-    unsure = [p for p in used if p.name not in greys and not (several > 1 and p.name.lower() in VISIBLE)]
+    unsure = [p for p in used if p.name not in greys and not (several > 1 and is_visible(p.name))]
     if not unsure:
         return greys
     places = sorted({indices[round(i * (len(indices) - 1) / (PROBES - 1))] for i in range(PROBES)})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tubelens.errors import InputError
 from tubelens.video.display import shown
-from tubelens.video.moments import increasing, shown_at
+from tubelens.video.moments import increasing, shown_at, shown_between
 
 COLOURS, GREY = ("R", "G", "B"), ("Y",)
 
@@ -69,10 +69,7 @@ class ArrayFrames:
 
     def between(self, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
         """Frames shown from `start` to `end` (seconds), both included within half a frame."""
-        inside = (
-            n for n, t in enumerate(self.times()) if start - 0.5 / self.fps <= t <= end + 0.5 / self.fps
-        )
-        for _, seconds, frame in self.pick(inside):
+        for _, seconds, frame in self.pick(shown_between(self.times(), start, end, self.fps)):
             yield seconds, frame
 
     def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ import av
 from av.video.reformatter import VideoReformatter
 
 from tubelens.errors import VideoError
+from tubelens.files import sha256_of
 from tubelens.video.container import (
     SEEKABLE,
     cut_off,
@@ -286,8 +286,7 @@ class FileFrames:
 
     def sha256(self) -> str | None:
         """Hash of the file's bytes."""
-        with self.file.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
+        return sha256_of(self.file)
 
     def close(self) -> None:
         """Nothing stays open between calls; an iterator closes its file when it ends or is dropped."""

@@ -16,7 +16,7 @@ from tubelens.video.images import ROUNDED, FolderFrames
 from tubelens.video.measured import SCALES, MeasuredFrames, check_options, is_measured, measured_file
 from tubelens.video.measured_images import holds_values, image_folder, one_band
 from tubelens.video.paired import PairedFrames
-from tubelens.video.streams import FASTEST, SLOWEST, VISIBLE, Stream, streams
+from tubelens.video.streams import FASTEST, SLOWEST, Stream, streams
 
 __all__ = ["ArrayFrames", "Frames", "exactly", "open_stream", "open_video", "sound_file"]
 
@@ -70,9 +70,9 @@ def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | Folder
             raise OptionError(f"{stream.path}: fps is for folders and arrays; a file has its own times")
         pictures = FileFrames(stream.path)
     scaled = [option for option in SCALES if option in stream.given()]
-    if pictures.notes and (scaled or stream.palette or stream.bands or _unseen(stream)):
+    if pictures.notes and (scaled or stream.palette or stream.bands or not stream.visible):
         raise VideoError(f"{stream.path}: {ROUNDED}")  # measured values, which must not lose their low bits
-    if stream.palette or (scaled and (len(stream.bands) == 1 or _unseen(stream))):
+    if stream.palette or (scaled and (len(stream.bands) == 1 or not stream.visible)):
         return MeasuredFrames(stream, one_band(stream, pictures), fps)
     if scaled:
         raise OptionError(
@@ -80,11 +80,6 @@ def open_stream(stream: Stream, fps: float | None = None) -> FileFrames | Folder
         )
     check_options(stream, "pictures", ("bands", "fps", "palette", *SCALES))
     return pictures
-
-
-def _unseen(stream: Stream) -> bool:
-    """Whether a stream is named after what is not visible."""
-    return stream.name != "" and stream.name.lower() not in VISIBLE
 
 
 def exactly(video: Frames) -> Frames:

@@ -14,8 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tubelens.errors import VideoError
+from tubelens.files import sha256_of
 from tubelens.video.display import Frame, over_black
-from tubelens.video.moments import increasing, shown_at
+from tubelens.video.moments import increasing, shown_at, shown_between
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 SWAPPED = {5, 6, 7, 8}
@@ -79,10 +80,7 @@ class FolderFrames:
 
     def between(self, start: float, end: float) -> Iterator[tuple[float, Frame]]:
         """Frames shown from `start` to `end` (seconds), both included within half a frame."""
-        inside = (
-            n for n, t in enumerate(self.times()) if start - 0.5 / self.fps <= t <= end + 0.5 / self.fps
-        )
-        for _, seconds, frame in self.pick(inside):
+        for _, seconds, frame in self.pick(shown_between(self.times(), start, end, self.fps)):
             yield seconds, frame
 
     def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, Frame]]:
@@ -152,9 +150,7 @@ def hash_of(files: Iterable[Path]) -> str:
     """Hash of the names and the contents of files, in order."""
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as data:
-            content = hashlib.file_digest(data, "sha256").hexdigest()
-        total.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
+        total.update(f"{file.name}\0{sha256_of(file)}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from tubelens.errors import OptionError, VideoError
+from tubelens.files import sha256_of
 from tubelens.video.arrays import unnamed
 from tubelens.video.dead import filled, survey
 from tubelens.video.display import shown
@@ -19,9 +19,9 @@ from tubelens.video.images import hash_of
 from tubelens.video.measured_arrays import array_file
 from tubelens.video.measured_files import Recording, cptv_file, raw_file
 from tubelens.video.measured_images import tiff_file
-from tubelens.video.moments import increasing, shown_at
+from tubelens.video.moments import increasing, shown_at, shown_between
 from tubelens.video.scaling import cut_off, scale_of
-from tubelens.video.streams import FASTEST, SLOWEST, VISIBLE, Stream
+from tubelens.video.streams import FASTEST, SLOWEST, Stream, is_visible
 
 LOADERS: Mapping[str, Callable[[Stream], Recording]] = {
     ".npy": array_file,
@@ -125,10 +125,7 @@ class MeasuredFrames:
 
     def between(self, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
         """Frames shown from `start` to `end` (seconds), both included within half a frame."""
-        half = 0.5 / self.fps
-        for _, seconds, frame in self.pick(
-            n for n, t in enumerate(self._times) if start - half <= t <= end + half
-        ):
+        for _, seconds, frame in self.pick(shown_between(self._times, start, end, self.fps)):
             yield seconds, frame
 
     def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, np.ndarray]]:
@@ -146,8 +143,7 @@ class MeasuredFrames:
         files = self.recording.files
         if os.path.isdir(self.stream.path):
             return hash_of(files)
-        with files[0].open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
+        return sha256_of(files[0])
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -169,7 +165,7 @@ def check_options(stream: Stream, kind: str, known: Iterable[str]) -> None:
 
 def bands_of(name: str, channels: int) -> tuple[str, ...]:
     """What the channels of a stream of that name are called: `lwir` has LWIR, `visible` R, G, B."""
-    if name.lower() in VISIBLE and channels == 3:
+    if is_visible(name) and channels == 3:
         return unnamed(3)
     if not name:
         return unnamed(channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import index
 from typing import SupportsIndex
@@ -34,6 +34,12 @@ def shown_at(times: list[float], start: float, fps: float, name: str) -> int:
     """
     check_start(start, times[-1] + 1 / fps, fps, name)
     return max(0, bisect_right(times, start + 0.1 / fps) - 1)
+
+
+def shown_between(times: Sequence[float], start: float, end: float, fps: float) -> list[int]:
+    """Numbers of the frames shown from `start` to `end` (seconds), both included within half a frame."""
+    half = 0.5 / fps
+    return [number for number, t in enumerate(times) if start - half <= t <= end + half]
 
 
 def check_start(start: float, end: float, fps: float, name: str) -> None:

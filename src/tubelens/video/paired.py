@@ -16,8 +16,8 @@ from tubelens.video.display import LUMA, Frame
 from tubelens.video.file import FileFrames
 from tubelens.video.images import FolderFrames
 from tubelens.video.measured import MeasuredFrames
-from tubelens.video.moments import increasing, shown_at
-from tubelens.video.streams import VISIBLE, Stream
+from tubelens.video.moments import increasing, shown_at, shown_between
+from tubelens.video.streams import Stream
 
 One = FileFrames | FolderFrames | MeasuredFrames
 
@@ -153,9 +153,7 @@ class PairedFrames:
 
     def between(self, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
         """Frames shown from `start` to `end` (seconds), both included within half a frame."""
-        half = 0.5 / self.fps
-        inside = [n for n, t in enumerate(self._times) if start - half <= t <= end + half]
-        for _, seconds, frame in self.pick(inside):
+        for _, seconds, frame in self.pick(shown_between(self._times, start, end, self.fps)):
             yield seconds, frame
 
     def run(self, start: float = 0.0, stride: int = 1) -> Iterator[tuple[float, np.ndarray]]:
@@ -212,8 +210,7 @@ def _bands(stream: Stream, video: One) -> tuple[str, ...]:
                 f" {len(stream.bands)}"
             )
         return stream.bands
-    visible = not stream.name or stream.name.lower() in VISIBLE
-    return ("R", "G", "B") if visible else (stream.name.upper(),)
+    return ("R", "G", "B") if stream.visible else (stream.name.upper(),)
 
 
 def _rated(streams: Sequence[Stream], videos: Sequence[One], fps: float | None) -> tuple[Stream, ...]:
@@ -231,14 +228,12 @@ def _unsaid(streams: Sequence[Stream], videos: Sequence[One]) -> tuple[str, ...]
 
     Where rates and numbers of frames are equal, frame for frame belongs together: there is nothing to tell.
     """
-    both = list(zip(streams, videos, strict=True))
-    free = [_takes_a_rate(video) and stream.fps is None for stream, video in both]
-    if len({(round(video.fps, 2), len(video.times())) for video in videos}) == 1:
+    if len({(round(video.fps, 2), len(video.times())) for video in videos}) == 1:  # or a single stream
         return ()
     return tuple(
         f"{_called(stream)}: taken at {video.fps:g} frames a second (?fps=)"
-        for (stream, video), unsaid in zip(both, free, strict=True)
-        if unsaid and len(streams) > 1
+        for stream, video in zip(streams, videos, strict=True)
+        if stream.fps is None and _takes_a_rate(video)
     )
 
 

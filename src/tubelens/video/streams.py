@@ -72,9 +72,9 @@ class Stream:
     dead: str = "fill"
 
     @property
-    def scaled(self) -> bool:
-        """Whether it says how its values are scaled."""
-        return not (self.range is None and self.percentile is None and self.bits is None)
+    def visible(self) -> bool:
+        """Whether its name, if it has one, is that of visible light."""
+        return not self.name or is_visible(self.name)
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their defaults."""
@@ -90,6 +90,11 @@ class Stream:
         if not self.name and NAMED.fullmatch(path):  # would be read as NAME=PATH
             path = os.path.join(os.curdir, path)
         return (f"{self.name}=" if self.name else "") + path + (f"?{said}" if said else "")
+
+
+def is_visible(name: str) -> bool:
+    """Whether a spectrum of that name is visible light, in three bands where there are three."""
+    return name.lower() in VISIBLE
 
 
 def streams(source: str | os.PathLike[str]) -> tuple[Stream, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import urllib.error
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tubelens.errors import CheckpointError
+from tubelens.files import sha256_of
 
 HASH_LENGTH = 8
 
@@ -55,5 +55,4 @@ def is_official(file: Path, url: str) -> bool:
     expected = hash_in_name(file)
     if expected is None or file.name != url.rsplit("/", 1)[-1]:
         return False
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest().startswith(expected)
+    return sha256_of(file).startswith(expected)
